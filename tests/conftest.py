@@ -1,0 +1,64 @@
+"""What holds for every test: Hypothesis profiles, a deadline by folder, the leak check."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.support.leaks import Snapshot, adopt_orphans
+from tests.support.require import in_ci
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_HERE = Path(__file__).parent
+
+_DEADLINE_SECONDS = {"unit": 20, "property": 60, "contract": 30}
+"""By folder; a mark on the test wins. What starts processes has the default of pyproject.toml."""
+
+_LEAK_CHECKED = {"integration", "faults", "interop"}
+
+# A CI machine may stop for a moment: no deadline per example, the one per test is enough.
+settings.register_profile("local", max_examples=50, deadline=None, print_blob=True)
+settings.register_profile(
+    "ci",
+    max_examples=300,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if in_ci() else "local"))
+
+
+def _folder(path: Path) -> str:
+    parts = path.relative_to(_HERE).parts if path.is_relative_to(_HERE) else ()
+    return parts[0] if parts else ""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each test the deadline of its folder."""
+    for item in items:
+        seconds = _DEADLINE_SECONDS.get(_folder(item.path))
+        if seconds is not None and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(seconds))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _orphans_come_to_us() -> None:
+    """A child that loses its parent becomes ours, so that the leak check sees it."""
+    adopt_orphans()
+
+
+@pytest.fixture(autouse=True)
+def _no_leak(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After each test with processes: no child and no descriptor more than before it."""
+    if _folder(request.path) not in _LEAK_CHECKED:
+        yield
+        return
+    before = Snapshot.take()
+    yield
+    before.check()

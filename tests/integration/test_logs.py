@@ -1,0 +1,144 @@
+"""One bounded file per process, nothing per visitor, and a full disk stops nobody."""
+
+from __future__ import annotations
+
+import subprocess
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.apps import Apps
+from tests.support.processes import TunnelPair
+from tests.support.require import require_root
+from tests.support.sockets import connect, expect_reset, receive_exactly
+from tests.support.visitors import Load
+from tests.support.wait import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def target() -> Iterator[int]:
+    with Apps() as apps:
+        yield apps.add("echo")
+
+
+def echoes(port: int) -> None:
+    with connect(port) as visitor:
+        visitor.sendall(b"hello")
+        assert receive_exactly(visitor, 5) == b"hello"
+
+
+def test_each_process_has_a_file_that_says_what_an_operator_wants(
+    target: int, tmp_path: Path
+) -> None:
+    with TunnelPair([target, target], tmp_path, chaos=True) as pair:
+        names = {"master.log", *(f"tunnel-{port}.log" for port in pair.ports)}
+        for master in (pair.server, pair.client):
+            assert names <= {path.name for path in master.log_dir.iterdir()}
+            assert "link up" in master.log_text(f"tunnel-{pair.port}.log")
+
+        pair.relay.reset()
+        for master in (pair.server, pair.client):
+            name = f"tunnel-{pair.port}.log"
+            wait_until(lambda m=master: "lost" in m.log_text(name), 5)
+            wait_until(lambda m=master: m.log_text(name).count("link up") == 2, 5)
+
+        old = pair.server.kill_worker(pair.port)
+        pair.server.wait_for_successor(pair.port, old)
+        assert "SIGKILL" in pair.server.log_text("master.log")
+
+
+def test_nothing_is_said_about_a_visitor(target: int, tmp_path: Path) -> None:
+    with TunnelPair([target], tmp_path) as pair, Load() as load:
+        masters = (pair.server, pair.client)
+        before = [master.log_text() for master in masters]
+        load.probe("a", pair.port, count=50, rounds=2)
+        assert load.finish("a").outcomes == {"ok": 50}
+        for master in masters:
+            wait_until(lambda m=master: m.tunnel(pair.port)["visitors"] == 0, 5)
+        after = [master.log_text() for master in masters]
+
+        assert after == before
+
+
+def test_repeated_failures_are_one_line(tmp_path: Path) -> None:
+    """Visitors of a target that is down: said once, however many come."""
+    with Apps() as apps:
+        target = apps.add("echo")
+        with TunnelPair([target], tmp_path) as pair:
+            apps.remove(target)
+            before = pair.client.log_text()
+            for _ in range(30):
+                with connect(pair.port) as visitor:
+                    visitor.sendall(b"hello")
+                    expect_reset(visitor)
+            more = pair.client.log_text()[len(before) :].splitlines()
+            assert len(more) <= 2, more
+
+
+def test_files_are_rotated_and_bounded(target: int, tmp_path: Path) -> None:
+    limits = {"log_bytes": 4096, "log_files": 2}
+    names = ["master.log"]
+    for side in ("server", "client"):
+        folder = tmp_path / side / "log"
+        folder.mkdir(parents=True)
+        (folder / "master.log").write_text("x" * 4000 + "\n")
+        (folder / "master.log.1").write_text("older\n")
+    with TunnelPair([target], tmp_path, common=limits) as pair:
+        echoes(pair.port)
+        for master in (pair.server, pair.client):
+            for name in names:
+                assert "master started" in (master.log_dir / name).read_text()
+                assert "xxx" in (master.log_dir / f"{name}.1").read_text()
+                assert not (master.log_dir / f"{name}.2").exists()
+            for path in master.log_dir.iterdir():
+                assert path.stat().st_size <= 4096, path
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    require_root()
+    folder.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.needs_root
+def test_a_full_disk_stops_no_traffic_and_is_counted(target: int, tmp_path: Path) -> None:
+    with (
+        small_disk(tmp_path / "server" / "log") as disk,
+        TunnelPair([target], tmp_path, chaos=True) as pair,
+        Load() as load,
+    ):
+        filler = disk / "filler"
+        with pytest.raises(OSError, match="No space"), filler.open("wb", buffering=0) as file:
+            for _ in range(100):
+                file.write(bytes(4096))
+        tunnel_log = disk / f"tunnel-{pair.port}.log"
+        tunnel_log.unlink()  # so that not even the rest of its last page is free
+        filler_more = disk / "filler2"
+        with pytest.raises(OSError, match="No space"), filler_more.open("wb", 0) as file:
+            for _ in range(100):
+                file.write(bytes(4096))
+
+        pair.relay.reset()
+        load.probe("a", pair.port, count=5, size=1000, rounds=100)
+        assert load.finish("a").bad <= 5
+        wait_until(lambda: pair.server.link_up(pair.port))
+        load.probe("b", pair.port, count=5, size=1000, rounds=100)
+        assert load.finish("b").outcomes == {"ok": 5}
+        wait_until(lambda: pair.server.tunnel(pair.port)["log_dropped"] > 0, 5)
+
+        filler.unlink()
+        filler_more.unlink()
+        pair.relay.reset()
+        wait_until(lambda: tunnel_log.exists() and "link up" in tunnel_log.read_text(), 5)
+        echoes(pair.port)

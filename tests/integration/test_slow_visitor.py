@@ -1,0 +1,76 @@
+"""A slow visitor stops its own stream and nobody else's."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.support.apps import request
+from tests.support.pattern import PatternChecker
+from tests.support.sockets import connect
+from tests.support.wait import wait_until
+
+if TYPE_CHECKING:
+    from tests.integration.conftest import Tunnels
+    from tests.support.visitors import Load
+
+BUDGET_BYTES = 64 << 20
+"""The most a tunnel may hold for its streams, by default."""
+
+PROGRAM_BYTES = 32 << 20
+"""What a worker has without any stream, generously."""
+
+
+def pss(pid: int) -> int:
+    """A process's share of memory, bytes."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("no Pss line")
+
+
+def test_visitors_that_never_read_hold_up_nobody(tunnels: Tunnels, load: Load) -> None:
+    port = tunnels.public["pattern"]
+    with ExitStack() as stack:
+        slow = [stack.enter_context(connect(port)) for _ in range(100)]
+        for number, visitor in enumerate(slow):
+            visitor.sendall(request(down_seed=number, down=-1))
+
+        load.transfer("busy", port, up=20_000_000, down=20_000_000, seed=500)
+        busy = load.finish("busy")
+        assert busy.outcomes == {"ok": 1}, busy.errors
+        assert busy.max_gap < 1
+
+        for master in (tunnels.pair.server, tunnels.pair.client):
+            assert pss(master.worker_pid(port)) < BUDGET_BYTES + PROGRAM_BYTES, master
+
+        # What they were sent is right as far as they read now, and they can be left.
+        for number, visitor in enumerate(slow):
+            checker = PatternChecker(number)
+            while checker.offset < 100_000:
+                checker.feed(visitor.recv(100_000))
+    for master in (tunnels.pair.server, tunnels.pair.client):
+        wait_until(lambda master=master: master.tunnel(port)["visitors"] == 0, 5)  # type: ignore[misc]
+
+
+def test_a_target_that_never_reads_stops_its_own_visitor(tunnels: Tunnels, load: Load) -> None:
+    visitor, target = tunnels.open()
+    with visitor, target:
+        visitor.settimeout(0.5)
+        sent = 0
+        try:
+            while sent < 256 << 20:
+                sent += visitor.send(bytes(1 << 20))
+        except TimeoutError:
+            pass
+        assert sent < 64 << 20, "nothing held the visitor back"
+        load.probe("beside", tunnels.public["manual"])
+        with tunnels.target.accept()[0] as other:
+            other.settimeout(10)
+            other.sendall(other.recv(64))
+            wait_until(lambda: load.stats("beside").rounds == 1)
+        load.end("beside")
+        got = 0
+        while got < sent:
+            got += len(target.recv(1 << 20))

@@ -1,0 +1,1 @@
+"""What the tests share: programs to tunnel, faults to inject, bytes to check."""

@@ -1,0 +1,143 @@
+"""The command line: its errors, its exit codes, its one line on standard output."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner
+
+from tunneltcp import __version__
+from tunneltcp.cli import main as cli_main
+from tunneltcp.cli import run as cli_run
+from tunneltcp.config.model import Config, TunnelConfig
+from tunneltcp.control.context import Role
+from tunneltcp.master.process import ProcessState
+
+ROOT = Path(__file__).parents[3]
+
+
+def invoke(*words, group=True):
+    return CliRunner().invoke(cli_main.main if group else cli_run.main, words)
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("server", "/none.json"), "/none.json: cannot be read: no such file or directory"),
+        (("client", "/none.json", "--server", "a"), "/none.json: cannot be read"),
+        (("server", "/none.json", "--instance", "../x"), "is not a name for an instance"),
+        (("server",), "/etc/tunneltcp/server.json: cannot be read"),
+        (("server", "--instance", "web"), "/etc/tunneltcp/web.json: cannot be read"),
+        (("client", "/none.json", "--bind", "::1"), "No such option"),
+        (("nonsense",), "No such command"),
+    ],
+)
+def test_usage_errors_leave_with_2(words, problem):
+    done = invoke(*words)
+    assert done.exit_code == 2
+    assert problem in done.stderr
+    assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("--role", "server", "--config", "x", "--server", "a"), "--server is for the client"),
+        (("--role", "client", "--config", "x", "--bind", "::1"), "--bind is for the server"),
+        (("--role", "both",), "Invalid value"),
+        ((), "Missing option '--role'"),
+    ],
+)  # fmt: skip
+def test_usage_errors_of_the_module(words, problem):
+    done = invoke(*words, group=False)
+    assert done.exit_code == 2
+    assert problem in done.stderr
+
+
+def test_every_problem_of_a_config_is_told(tmp_path):
+    path = tmp_path / "c.json"
+    path.write_text('[{"remote_port": 0}, {"remote_port": 1, "hodl": 1}]')
+    done = invoke("server", str(path))
+    assert done.exit_code == 2
+    assert done.stderr.splitlines() == [
+        f"tunneltcp: {path}: tunnels[0].remote_port: 0 is not a port (1-65535)",
+        f"tunneltcp: {path}: tunnels[1].hodl: is not a known key; did you mean hold?",
+    ]
+
+
+def test_the_version():
+    assert __version__ in invoke("--version").stdout
+
+
+def test_both_entry_points_exist():
+    for module in ("tunneltcp", "tunneltcp.master"):
+        done = subprocess.run(
+            [sys.executable, "-m", module, "--help"],
+            capture_output=True, text=True, cwd=ROOT, check=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        assert "Usage:" in done.stdout
+
+
+def test_the_master_stays_lean():
+    code = (
+        "import sys, loguru, psutil, orjson, click; given = set(sys.modules); "
+        "import tunneltcp.cli.run; new = set(sys.modules) - given; "
+        "print(sorted(m for m in new if m.partition('.')[0] in ('rich', 'asyncio', 'ssl',"
+        " 'multiprocessing', 'concurrent') or m.startswith('tunneltcp.workers')"
+        " or m.startswith('tunneltcp.relay')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.stdout == "[]\n"
+
+
+def master_of(*states: ProcessState):
+    tunnels = [
+        SimpleNamespace(
+            config=TunnelConfig(remote_port=60001 + n), life=SimpleNamespace(state=state)
+        )
+        for n, state in enumerate(states)
+    ]
+    return SimpleNamespace(
+        tunnels=tunnels, role=Role.SERVER, instance="web", config=Config(tunnels=()),
+        folders=SimpleNamespace(log=Path("/l"), state=Path("/s")),
+    )  # fmt: skip
+
+
+def test_what_is_announced():
+    up, waiting = ProcessState.RUNNING, ProcessState.BACKOFF
+    lines = cli_run._announcement(master_of(up, up, waiting, up))
+    assert lines == [
+        "tunneltcp server ready: listening on 127.0.0.1 port 60001-60002, 60004"
+        " (1 waiting, see status)",
+        "  logs   /l",
+        "  state  /s",
+        "  next   tunneltcp status --instance web",
+    ]
+    assert "port none (1 waiting" in cli_run._announcement(master_of(waiting))[0]
+
+
+def test_the_announcement_never_waits_for_its_reader():
+    reader, writer = os.pipe()
+    saved = os.dup(1)
+    try:
+        os.dup2(writer, 1)
+        for _ in range(2000):
+            cli_run.announce(master_of(ProcessState.RUNNING))
+    finally:
+        os.dup2(saved, 1)
+        for fd in (reader, writer, saved):
+            os.close(fd)
+
+
+def test_keys_differ_by_port():
+    assert cli_run.port_keys(60001) != cli_run.port_keys(60002)
+    assert len(cli_run.port_keys(1)[0]) == 32

@@ -1,0 +1,196 @@
+"""Real masters with fake workers: each master is a forked child, its workers are its own."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+import time
+import traceback
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+import pytest
+
+from tests.support.leaks import Snapshot
+from tests.support.ports import free_port
+from tests.support.wait import wait_until
+from tunneltcp.cli.status import ask
+from tunneltcp.config.model import Config, TunnelConfig
+from tunneltcp.control.context import Role, WorkerContext
+from tunneltcp.control.counters import Counter, map_counters
+from tunneltcp.errors import TunnelError
+from tunneltcp.master.folders import Folders
+from tunneltcp.master.master import Master
+
+
+def fake_worker(context: WorkerContext) -> int:
+    """Do what the tunnel's name says; "good" serves: each visitor is told our pid."""
+    kind = context.name.split("-")[0]
+    say = lambda message: os.write(context.channel_fd, orjson.dumps(message))  # noqa: E731
+    if kind == "raise":
+        raise ValueError("on cue")
+    if kind == "code":
+        return int(context.name.split("-")[1])
+    if kind == "silent":
+        signal.pause()
+    if kind == "garbage":
+        os.write(context.channel_fd, b"\xff\xfe")
+        signal.pause()
+    if kind == "mute":
+        os.close(context.channel_fd)
+        signal.pause()
+    signal.signal(signal.SIGTERM, lambda *_: say({"type": "replace"}))
+    counters = map_counters(context.counters_fd)
+    selector = selectors.DefaultSelector()
+    selector.register(context.channel_fd, selectors.EVENT_READ)
+    listeners = {fd: socket.socket(fileno=fd) for fd in context.listener_fds}
+    for listener in listeners.values():
+        selector.register(listener, selectors.EVENT_READ)
+    say({"type": "ready"})
+    if kind == "asks":
+        say({"type": "resolve", "host": "localhost", "port": 7})
+    return _serve(context, kind, say, counters, selector, listeners)
+
+
+def _serve(context, kind, say, counters, selector, listeners) -> int:
+    while True:
+        counters[Counter.BEAT_NS] = time.monotonic_ns() + 500_000_000
+        for key, _ in selector.select(0.5):
+            if key.fd in listeners:
+                with suppress(BlockingIOError):
+                    visitor, _ = listeners[key.fd].accept()
+                    counters[Counter.VISITORS_TOTAL] += 1
+                    visitor.sendall(f"{os.getpid()}\n".encode())
+                    if kind == "keep":
+                        listeners[-visitor.fileno()] = visitor
+                continue
+            packet = os.read(context.channel_fd, 65_536)
+            if not packet:
+                return 0
+            message = orjson.loads(packet)
+            if message["type"] == "addresses":
+                say({"type": "link", "state": "up", "peer": repr(message["addresses"])})
+            if kind == "stubborn" or (kind == "keep" and message["type"] == "drain"):
+                continue
+            if message["type"] in ("drain", "stop"):
+                return 0
+
+
+@dataclass
+class MasterProcess:
+    """A master in a child of ours."""
+
+    pid: int
+    folders: Folders
+    code: int | None = None
+
+    def status(self) -> dict:
+        return ask(self.folders.run, {"op": "status"})
+
+    def tunnel(self, index: int = 0) -> dict:
+        return self.status()["tunnels"][index]
+
+    def wait_ready(self) -> None:
+        wait_until(lambda: all(t["state"] == "running" for t in self._tunnels()), 10, "ready")
+
+    def wait_state(self, state: str, index: int = 0) -> dict:
+        def check():
+            tunnel = self.tunnel(index)
+            return tunnel if tunnel["state"] == state else None
+
+        return wait_until(check, 10, f"state {state}")
+
+    def _tunnels(self) -> list:
+        try:
+            return self.status()["tunnels"] or [{"state": ""}]
+        except TunnelError:
+            return [{"state": ""}]
+
+    def kill(self, number: int = signal.SIGTERM) -> None:
+        os.kill(self.pid, number)
+
+    def has_left(self) -> bool:
+        if self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.code = os.waitstatus_to_exitcode(status)
+        return self.code is not None
+
+    def wait_left(self, timeout: float = 10.0) -> int:
+        wait_until(self.has_left, timeout, "the master has left")
+        assert self.code is not None
+        return self.code
+
+    def log(self, name: str = "master.log") -> str:
+        return (self.folders.log / name).read_text()
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Folders:
+    return Folders(state=tmp_path / "state", run=tmp_path / "run", log=tmp_path / "log")
+
+
+@pytest.fixture
+def start_master(folders):
+    """Start masters; at the end no process and no descriptor of theirs is left."""
+    free_port()  # its lock file stays open
+    before = Snapshot.take()
+    running: list[MasterProcess] = []
+
+    def start(*tunnels: TunnelConfig, role=Role.SERVER, prepare=None, **settings):
+        settings = {"drain_seconds": 1.0, "server": "localhost", **settings}
+        config = Config(tunnels=tunnels, **settings)
+        pid = os.fork()  # noqa: TID251 - a master of its own, without a second's start-up
+        if pid == 0:
+            _run_master(config, role, folders, prepare)
+        running.append(MasterProcess(pid, folders))
+        return running[-1]
+
+    yield start
+    for master in running:
+        for _ in range(2):
+            if not master.has_left():
+                master.kill()
+        master.wait_left()
+        if master.code == -signal.SIGKILL:
+            _reap_orphans(before)  # they came to us; the kernel has killed them
+    before.check()
+
+
+def _reap_orphans(before: Snapshot) -> None:
+    for pid in before.new_children():
+        with suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+
+
+def _run_master(config, role, folders, prepare):
+    code = 99
+    try:
+        os.closerange(3, 4096)  # what the test holds (a busy port) is not ours
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        if prepare is not None:
+            prepare()
+        master = Master(
+            config,
+            role=role,
+            instance="test",
+            folders=folders,
+            worker_main=fake_worker,
+            port_keys=lambda port: (port.to_bytes(2, "big"),),
+        )
+        code = master.run()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def visit(port: int, address: str = "127.0.0.1") -> int:
+    """Connect and return the pid of the worker that served."""
+    with socket.create_connection((address, port), 5) as visitor:
+        return int(visitor.makefile().readline())

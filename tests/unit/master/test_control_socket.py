@@ -1,0 +1,161 @@
+"""Who asks the master, and that nobody who does can disturb it."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+
+from tunneltcp.control.codec import FrameDecoder, encode_frame
+from tunneltcp.master.control_socket import ControlSocket
+from tunneltcp.net.loop import Loop
+
+
+class Bench:
+    def __init__(self, path):
+        self.now = 0.0
+        self.loop = Loop(max_sleep_seconds=0.0, clock=lambda: self.now)
+        self.path = path
+        self.control = ControlSocket(self.loop, path, self.answer)
+        self.open: list[socket.socket] = []
+        self.size = 10
+
+    def answer(self, request):
+        return {"asked": request, "filler": "x" * self.size}
+
+    def connect(self) -> socket.socket:
+        made = socket.socket(socket.AF_UNIX)
+        made.settimeout(2)
+        made.connect(str(self.path))
+        self.open.append(made)
+        self.turn()
+        return made
+
+    def turn(self, count=4):
+        for _ in range(count):
+            self.loop.turn()
+
+    def pass_time(self, seconds):
+        self.now += seconds
+        self.turn()
+
+    def close(self):
+        for made in self.open:
+            made.close()
+        self.turn()
+        self.control.close()
+        self.loop.close()
+
+
+@pytest.fixture
+def bench(tmp_path):
+    before = len(os.listdir("/proc/self/fd"))
+    made = Bench(tmp_path / "control.sock")
+    yield made
+    made.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert not made.path.exists()
+
+
+def is_closed(connection: socket.socket) -> bool:
+    try:
+        return connection.recv(10) == b""
+    except ConnectionResetError:
+        return True
+
+
+def test_a_question_in_pieces_gets_its_answer(bench):
+    connection = bench.connect()
+    for byte in encode_frame({"op": "status"}):
+        connection.send(bytes([byte]))
+        bench.turn()
+    assert FrameDecoder().feed(connection.recv(1 << 16))[0]["asked"] == {"op": "status"}
+    assert bench.path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_large_answer_to_a_slow_reader(bench):
+    bench.size = 900_000
+    connection = bench.connect()
+    connection.send(encode_frame({}))
+    decoder, got = FrameDecoder(), []
+    while not got:
+        bench.turn()
+        got = decoder.feed(connection.recv(50_000))
+    assert len(got[0]["filler"]) == 900_000
+
+
+def test_an_answer_that_is_too_large_is_an_error_and_not_a_crash(bench):
+    bench.size = 2_000_000
+    connection = bench.connect()
+    connection.send(encode_frame({}))
+    bench.turn()
+    assert "too long" in FrameDecoder().feed(connection.recv(1 << 16))[0]["error"]
+
+
+@pytest.mark.parametrize("garbage", [b"\xff" * 8, b"\0\0\0\2[]", b"GET / HTTP/1.0\r\n\r\n"])
+def test_garbage_is_hung_up_on(bench, garbage):
+    connection = bench.connect()
+    connection.send(garbage)
+    bench.turn()
+    assert is_closed(connection)
+
+
+def test_an_oversize_request_is_hung_up_on(bench):
+    connection = bench.connect()
+    connection.send((1 << 19).to_bytes(4, "big"))
+    for _ in range(20):
+        connection.send(b"x" * 4000)
+        bench.turn()
+        if bench.control._connections == set():
+            break
+    assert is_closed(connection)
+
+
+def test_one_who_never_asks_and_one_who_never_reads_go_after_five_seconds(bench):
+    silent, deaf = bench.connect(), bench.connect()
+    bench.size = 900_000
+    deaf.send(encode_frame({}))
+    bench.pass_time(4.9)
+    assert len(bench.control._connections) == 2
+    bench.pass_time(0.2)
+    assert is_closed(silent)
+    assert bench.control._connections == set()
+
+
+def test_the_seventeenth_is_refused_and_comes_in_later(bench):
+    first = [bench.connect() for _ in range(16)]
+    assert is_closed(bench.connect())
+    first[0].close()
+    bench.turn()
+    connection = bench.connect()
+    connection.send(encode_frame({}))
+    bench.turn()
+    assert FrameDecoder().feed(connection.recv(1000))
+
+
+def test_who_goes_before_the_answer_harms_nobody(bench):
+    connection = bench.connect()
+    connection.send(encode_frame({}))
+    connection.close()
+    bench.turn()
+    assert bench.control._connections == set()
+
+
+def test_a_path_too_long_for_an_address(tmp_path):
+    folder = tmp_path / ("d" * 100) / ("e" * 100)
+    folder.mkdir(parents=True)
+    loop = Loop(max_sleep_seconds=0.0)
+    control = ControlSocket(loop, folder / "control.sock", lambda request: request)
+    assert (folder / "control.sock").is_socket()
+    control.close()
+    loop.close()
+
+
+def test_a_socket_left_by_a_crash_is_replaced(tmp_path):
+    path = tmp_path / "control.sock"
+    with socket.socket(socket.AF_UNIX) as old:
+        old.bind(str(path))
+    loop = Loop(max_sleep_seconds=0.0)
+    ControlSocket(loop, path, lambda request: request).close()
+    loop.close()

@@ -1,0 +1,110 @@
+"""Helpers: what blocks stays in a child, and no answer is waited for too long."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+
+import pytest
+
+from tests.support.leaks import Snapshot
+from tests.support.ports import free_port
+from tunneltcp.master.children import Children
+from tunneltcp.master.helpers import Helpers, Lookups, look_up, port_holder
+from tunneltcp.net.loop import Loop
+
+
+class Bench:
+    def __init__(self):
+        self.loop = Loop(max_sleep_seconds=0.05)
+        self.children = Children(self.loop)
+        self.helpers = Helpers(self.loop, self.children, seconds=0.5)
+
+    def turn_until(self, condition):
+        for _ in range(400):
+            if condition():
+                return
+            self.loop.turn()
+        raise AssertionError("it did not happen")
+
+
+@pytest.fixture
+def bench():
+    free_port()
+    before = Snapshot.take()
+    made = Bench()
+    yield made
+    made.helpers.close()
+    made.turn_until(lambda: not len(made.children))
+    made.loop.close()
+    before.check()
+
+
+def test_answers_come_back(bench):
+    got = []
+    for number in range(20):
+        bench.helpers.run(lambda number=number: {"n": number, "pid": os.getpid()}, got.append)
+    bench.turn_until(lambda: len(got) == 20)
+    assert sorted(answer["n"] for answer in got) == list(range(20))
+    assert os.getpid() not in {answer["pid"] for answer in got}
+
+
+@pytest.mark.parametrize(
+    "work", [lambda: 1 / 0, lambda: "x" * 100_000, lambda: object(), lambda: os._exit(3),
+             lambda: os.kill(os.getpid(), signal.SIGKILL), signal.pause],
+)  # fmt: skip
+def test_one_that_fails_or_hangs_answers_nothing(bench, work):
+    got = []
+    bench.helpers.run(work, got.append)
+    bench.turn_until(lambda: got)
+    assert got == [None]
+
+
+def test_a_helper_holds_no_descriptor_of_ours(bench):
+    got = []
+    with socket.create_server(("127.0.0.1", 0)):
+        bench.helpers.run(lambda: sorted(map(int, os.listdir("/proc/self/fd"))), got.append)
+        bench.turn_until(lambda: got)
+    assert got[0][:3] == [0, 1, 2]
+    assert len(got[0]) == 5, "standard ones, the pipe, and the listing's own"
+
+
+def test_one_answer_for_all_who_ask_for_the_same_name(bench):
+    lookups = Lookups(bench.helpers)
+    got = []
+    for pid in (1, 2):
+        lookups.ask(pid, "127.0.0.1", 80 + pid, got.append)
+    bench.turn_until(lambda: len(got) == 2)
+    assert [(answer["port"], answer["addresses"]) for answer in got] == [
+        (81, [[socket.AF_INET, "127.0.0.1", 81, 0]]),
+        (82, [[socket.AF_INET, "127.0.0.1", 82, 0]]),
+    ]
+    assert got[0]["error"] is None
+
+
+def test_a_worker_that_asks_for_too_much_is_told(bench):
+    lookups = Lookups(bench.helpers)
+    got = []
+    for number in range(9):
+        lookups.ask(1, f"127.0.0.{number + 1}", 1, got.append)
+    assert [answer["host"] for answer in got] == ["127.0.0.9"]
+    assert got[0]["error"]
+    bench.turn_until(lambda: len(got) == 9)
+
+
+def test_names_that_do_not_exist():
+    assert look_up("127.0.0.1") == {"addresses": [[2, "127.0.0.1", 0]], "error": None}
+    assert look_up("::1")["addresses"] == [[10, "::1", 0]]
+    for name in ("a..b", "x" * 300, "\0"):
+        assert look_up(name)["error"]
+
+
+def test_who_holds_a_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert f"(process {os.getpid()}) listens on it" in port_holder(port)
+        with socket.create_connection(("127.0.0.1", port)) as outgoing:
+            mine = outgoing.getsockname()[1]
+            assert port_holder(mine).endswith(f"to 127.0.0.1 port {port} holds it")
+    assert port_holder(free_port()) == ""

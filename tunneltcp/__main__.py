@@ -1,0 +1,5 @@
+"""``python -m tunneltcp``."""
+
+from tunneltcp.cli.main import main
+
+main()

@@ -1,0 +1,1 @@
+"""The command line: wires everything, and nobody imports it."""

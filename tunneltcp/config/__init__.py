@@ -1,0 +1,1 @@
+"""What a master is told to do: values only."""

@@ -1,0 +1,1 @@
+"""What master, workers and the command line say to each other."""

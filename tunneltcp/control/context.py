@@ -1,0 +1,71 @@
+"""What a worker is born with: plain values, prepared by the master before the fork."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["MEMORY_BYTES", "RECORDS_BYTES", "Role", "WorkerContext"]
+
+RECORDS_BYTES = 4096 + 65_536 * 64
+"""Bytes of the header and the stream records at the start of a tunnel's memory: a page,
+and 65,536 records of 64 bytes (as many streams as one process has descriptors for)."""
+
+MEMORY_BYTES = RECORDS_BYTES + (1 << 30)
+"""Bytes of a tunnel's memory: the records, then a sparse arena of 1 GiB for the rings.
+Sized once for the most it may ever hold; pages exist only once they are touched."""
+
+
+class Role(Enum):
+    """Which side of the tunnel a master and its workers are."""
+
+    SERVER = "server"
+    CLIENT = "client"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerContext:
+    """Everything one worker needs to serve one tunnel."""
+
+    role: Role
+    instance: str
+    port: int
+    """The public port of the tunnel."""
+    name: str
+    target_host: str
+    """Where the app listens, seen from the client ("localhost" means both families)."""
+    target_port: int
+    """0 on a server that was not told."""
+    server_host: str
+    """Whom the client dials. Empty on a server."""
+    link_port: int
+    """The port the client dials: the public port, unless a test goes through a relay."""
+    keys: tuple[bytes, ...]
+    """Port keys that are good for this tunnel (PROTOCOL.md §2), the preferred one first."""
+    host_id: str
+    """Random, kept in the client's state folder: which machine this is."""
+    run_id: str
+    """Random, made by the client's master at its start."""
+    hold_seconds: float
+    """How long a visitor waits for the link before it is reset."""
+    idle_ping_seconds: float
+    """Silence on an idle link after which a PING goes out."""
+    max_visitors: int
+    budget_bytes: int
+    """Bound on the sum of the rings, and on the sum of what is granted and not delivered."""
+    log_path: Path
+    log_bytes: int
+    """Size at which a log file is rotated."""
+    log_files: int
+    """Files kept, the current one included."""
+    listener_fds: tuple[int, ...]
+    """Listening sockets of the public port; empty on a client."""
+    channel_fd: int
+    """This worker's end of its control channel (SOCK_SEQPACKET)."""
+    counters_fd: int
+    memory_fd: int
+    master_pid: int

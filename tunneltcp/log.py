@@ -1,0 +1,298 @@
+"""Logging: the only place that configures loguru.
+
+Theory of operation
+-------------------
+Each process has one log file of its own, rotated by size; two processes that rotate one
+file trip over each other. A line is one ``os.write``: nothing is buffered, so nothing
+can be torn by a fork or lost in a crash. A line that cannot be written (disk full,
+folder gone, pipe stuck) is dropped and counted; writing a log never raises, never
+blocks, never prints and starts no thread.
+
+A line is ``time LEVEL message key=value ...``. Control characters are escaped wherever
+they come from, so foreign text cannot forge a line; the lines of a traceback start with
+``  | ``, which no log line does.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+import traceback
+from contextlib import suppress
+from datetime import UTC
+from typing import TYPE_CHECKING, Final
+
+from loguru import logger
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from loguru import Message, Record
+
+__all__ = ["Throttle", "dropped_lines", "escape", "setup_log", "write_if_room"]
+
+_MAX_LINE_BYTES: Final = 8192
+"""One line, its traceback included; a long reason must not push out the others."""
+
+_MAX_PIPE_BYTES: Final = 4096
+"""PIPE_BUF: a pipe that polls writable takes this many bytes without blocking."""
+
+_CONTROL: Final = {
+    code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    for code in (
+        *range(0x20),
+        *range(0x7F, 0xA0),
+        *range(0x2028, 0x202F),
+        *range(0x2066, 0x206A),
+    )
+}
+"""C0, DEL, C1, line and paragraph separators, and what reorders text on a terminal."""
+
+
+class _Output:
+    """Where this process's lines go; there is one, and a forked child changes its own."""
+
+    def __init__(self) -> None:
+        self.file: _RotatedFile | None = None
+        self.stderr = False
+        self.level = ""
+        self.pid = 0
+        self.dropped_echoes = 0
+
+    def write_message(self, message: Message) -> None:
+        """Write one line wherever it belongs, or count it; never raise, never wait."""
+        try:
+            line = _line(message.record)
+        except (ValueError, MemoryError):
+            line = b"(a line that cannot be shown)\n"
+        if self.file is not None:
+            self.file.write_line(line)
+        if self.stderr and not write_if_room(2, _cut(line, _MAX_PIPE_BYTES)):
+            self.dropped_echoes += 1
+
+
+_output = _Output()
+
+
+def setup_log(
+    path: Path,
+    *,
+    max_bytes: int,
+    files: int,
+    tunnel: int | None = None,
+    stderr: bool = False,
+    level: str = "INFO",
+) -> None:
+    """Send what this process logs to ``path``, and to nowhere else but perhaps stderr.
+
+    May be called again, also after a fork: what was before is forgotten, and a file that
+    the parent has open is left alone. Never fails: a path that cannot be opened is tried
+    again with each line, and the lines are counted.
+
+    Args:
+        path: The file; older ones are beside it as ``path.1``, ``path.2``.
+        max_bytes: Size at which the file is rotated.
+        files: How many are kept, this one included.
+        tunnel: Public port that stands on each line.
+        stderr: Also write to descriptor 2, never waiting for it.
+        level: Least important level that is written.
+    """
+    if _output.file is not None:
+        _output.file.close()
+    _output.file = _RotatedFile(path, max_bytes, files)
+    _output.stderr = stderr
+    _output.dropped_echoes = 0
+    logger.configure(extra={} if tunnel is None else {"tunnel": tunnel})
+    # A forked child keeps its parent's handler, which writes to what _output says now: a
+    # handler of its own would cost each worker 1.4 MB of pages it shares with the others.
+    if _output.pid in (0, os.getpid()) or _output.level != level:
+        logger.remove()
+        logger.add(
+            _output.write_message,
+            level=level,
+            format=_no_format,
+            catch=False,  # loguru would print its complaints; write_message has none
+            diagnose=False,
+            enqueue=False,
+        )
+    _output.pid = os.getpid()
+    _output.level = level
+
+
+def _no_format(_record: Record) -> str:
+    return ""  # write_message makes the line from the record
+
+
+def dropped_lines() -> int:
+    """Return how many lines this process could not write since its log was set up."""
+    return _output.dropped_echoes + (_output.file.dropped if _output.file else 0)
+
+
+def escape(text: str) -> str:
+    """Return text with its control characters made visible: it stays on its line."""
+    return text.translate(_CONTROL)
+
+
+def write_if_room(fd: int, data: bytes) -> bool:
+    """Write at most 4096 bytes if that needs no waiting; return whether it was done."""
+    poller = select.poll()
+    try:
+        poller.register(fd, select.POLLOUT)
+        ready = poller.poll(0)
+        if not ready or not ready[0][1] & select.POLLOUT:
+            return False
+        os.write(fd, data[:_MAX_PIPE_BYTES])
+    except OSError:
+        return False
+    return True
+
+
+def _line(record: Record) -> bytes:
+    stamp = record["time"].astimezone(UTC).isoformat(timespec="milliseconds")
+    head = f"{stamp} {record['level'].name:<5} {escape(record['message'])}"
+    fields = "".join(f" {key}={_value(value)}" for key, value in record["extra"].items())
+    text = head + fields + "\n"
+    if record["exception"] is not None:
+        text += _traceback(record)
+    data = text.encode("utf-8", "backslashreplace")
+    return _cut(data, _MAX_LINE_BYTES)
+
+
+def _cut(line: bytes, most: int) -> bytes:
+    return line if len(line) <= most else line[: most - 5] + b" ...\n"
+
+
+def _traceback(record: Record) -> str:
+    error = record["exception"]
+    if error is None or error.type is None:
+        return ""
+    parts = traceback.format_exception(error.type, error.value, error.traceback)
+    return "".join(f"  | {escape(line)}\n" for line in "".join(parts).splitlines())
+
+
+def _value(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    text = escape(str(value))
+    if text and not any(character in text for character in ' "='):
+        return text
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+class _RotatedFile:
+    """A log file that never grows past its size and never raises."""
+
+    def __init__(self, path: Path, max_bytes: int, files: int) -> None:
+        self.dropped = 0
+        self._path = path
+        self._max_bytes = max_bytes
+        self._files = files
+        self._fd = -1
+        self._pid = os.getpid()
+        self._torn = False
+        try:
+            self._open()
+        except OSError:
+            self._fd = -1
+
+    def write_line(self, line: bytes) -> None:
+        """Write one line, or count it."""
+        try:
+            self._write(line)
+        except OSError:
+            self.dropped += 1
+
+    def close(self) -> None:
+        """Let the file go, unless it is our parent's: then the number is not ours."""
+        if self._fd >= 0 and self._pid == os.getpid():
+            os.close(self._fd)
+        self._fd = -1
+
+    def _write(self, line: bytes) -> None:
+        size = self._check()
+        if size and size + len(line) > self._max_bytes:
+            self._rotate()
+        data = b"\n" + line if self._torn else line
+        written = os.write(self._fd, data)
+        # A disk that fills up takes the first bytes of a line: the next one starts afresh.
+        self._torn = written < len(data)
+        self.dropped += self._torn
+
+    def _check(self) -> int:
+        """Open the file again if it is not the one at our path; return its size."""
+        there = None
+        with suppress(FileNotFoundError):
+            there = self._path.lstat()
+        if self._fd >= 0 and there is not None:
+            here = os.fstat(self._fd)
+            if (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino):
+                return here.st_size
+        self.close()
+        self._open()
+        return os.fstat(self._fd).st_size
+
+    def _open(self) -> None:
+        # O_NOFOLLOW: nobody who can write to the folder chooses another file for us.
+        # O_NONBLOCK: a FIFO in our place must not stop us; it is refused below.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(self._path, flags | os.O_NONBLOCK, 0o600)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise OSError(f"{self._path} is not a regular file")
+        self._fd = fd
+        self._pid = os.getpid()
+        self._torn = False
+
+    def _rotate(self) -> None:
+        older = [self._path.with_name(f"{self._path.name}.{n}") for n in range(1, self._files)]
+        names = [self._path, *older]
+        for number in range(len(names) - 1, 0, -1):
+            with suppress(FileNotFoundError):
+                names[number - 1].replace(names[number])
+        self.close()
+        if not older:
+            self._path.unlink()
+        self._open()
+
+
+class Throttle:
+    """Says a thing that keeps happening only now and then, and how often it happened.
+
+    Of each kind the first ``burst`` in a period are let through; then one each
+    ``every_seconds``. Kinds are bounded: the one not seen for longest is forgotten.
+    """
+
+    def __init__(
+        self, *, every_seconds: float = 600.0, burst: int = 1, max_kinds: int = 256
+    ) -> None:
+        self._every = every_seconds
+        self._burst = burst
+        self._max_kinds = max_kinds
+        self._kinds: dict[object, list[float]] = {}  # kind -> [period's start, said, missed]
+
+    def admit(self, kind: object, now: float) -> int | None:
+        """Decide about one more of a kind.
+
+        Args:
+            kind: What happened, hashable.
+            now: Monotonic seconds.
+
+        Returns:
+            None if nothing is to be said, otherwise how many were kept quiet before.
+        """
+        entry = self._kinds.pop(kind, None)
+        if entry is None:
+            if len(self._kinds) >= self._max_kinds:
+                del self._kinds[next(iter(self._kinds))]
+            entry = [now, 0, 0]
+        self._kinds[kind] = entry
+        start, said, missed = entry
+        if now - start >= self._every:
+            entry[:] = [now, 1, 0]
+        elif said < self._burst:
+            entry[1] += 1
+        else:
+            entry[2] += 1
+            return None
+        return int(missed)

@@ -1,0 +1,1 @@
+"""The parent of the workers: keeps them alive and never sees a visitor's byte."""

@@ -1,0 +1,5 @@
+"""``python -m tunneltcp.master``: the one import upwards."""
+
+from tunneltcp.cli.run import main
+
+main()

@@ -1,0 +1,83 @@
+"""All children of the master: who they are, that they ended, and how.
+
+A child is known by its pid while it is not reaped (until then nobody else can get that
+number) and by a pidfd that wakes the loop when it ends. ``SIGCHLD`` is the second alarm,
+and the only one for children nobody here has made (a master that is pid 1 in a container
+inherits them): they are reaped and forgotten.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from tunneltcp.net.loop import READ
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tunneltcp.net.loop import Loop
+
+__all__ = ["Children"]
+
+
+class Children:
+    """Watches processes until they are reaped."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._known: dict[int, tuple[int, Callable[[int], None]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def __contains__(self, pid: int) -> bool:
+        return pid in self._known
+
+    def watch(self, pid: int, on_exit: Callable[[int], None]) -> None:
+        """Call ``on_exit(wait status)`` once when the child was reaped."""
+        pidfd = -1
+        with suppress(OSError):  # out of descriptors: SIGCHLD will do
+            pidfd = os.pidfd_open(pid)
+            self._loop.register(pidfd, READ, lambda _events: self._reap_one(pid))
+        self._known[pid] = (pidfd, on_exit)
+
+    def kill(self, pid: int) -> None:
+        """End a child at once; its exit is reported as ever."""
+        if pid in self._known:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def reap(self) -> int:
+        """Reap all that ended; return how many of them nobody here had made."""
+        strangers = 0
+        while True:
+            try:
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return strangers
+            if ended is None:
+                return strangers
+            if ended.si_pid in self._known:
+                self._reap_one(ended.si_pid)
+            else:
+                strangers += 1
+                with suppress(ChildProcessError):
+                    os.waitpid(ended.si_pid, os.WNOHANG)
+
+    def _reap_one(self, pid: int) -> None:
+        if pid not in self._known:
+            return
+        try:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:  # reaped by somebody else: how it ended is lost
+            ended, status = pid, 0
+        if not ended:
+            return
+        pidfd, on_exit = self._known.pop(pid)
+        if pidfd >= 0:
+            self._loop.unregister(pidfd)
+            os.close(pidfd)
+        on_exit(status)

@@ -1,0 +1,193 @@
+"""The control socket: where the command line asks a master.
+
+Who may ask: the user the master runs as, and root. Nobody who asks can disturb the
+master: a few connections, a deadline for each, bounded requests, and no waiting.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from loguru import logger
+
+from tunneltcp.control.codec import FrameDecoder, encode_frame
+from tunneltcp.errors import ControlChannelError
+from tunneltcp.log import Throttle
+from tunneltcp.net.loop import READ, WRITE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tunneltcp.net.loop import Loop
+
+__all__ = ["ControlSocket", "short_address"]
+
+_MAX_CONNECTIONS: Final = 16
+"""People and scripts that ask at one time."""
+
+_DEADLINE_SECONDS: Final = 5.0
+"""From connecting to the last byte of the answer."""
+
+_MAX_REQUEST_BYTES: Final = 64 * 1024
+_PAUSE_SECONDS: Final = 1.0
+"""Out of descriptors: look again after this instead of spinning."""
+
+_MAX_ADDRESS_BYTES: Final = 107
+"""What fits into a sockaddr_un, and its zero."""
+
+
+@contextmanager
+def short_address(path: Path) -> Iterator[str]:
+    """Give a name for a socket that fits into an address, however long its path is."""
+    if len(os.fsencode(path)) <= _MAX_ADDRESS_BYTES:
+        yield str(path)
+        return
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
+
+
+class ControlSocket:
+    """Answers requests on a socket in the run folder."""
+
+    def __init__(
+        self, loop: Loop, path: Path, answer: Callable[[dict[str, Any]], dict[str, Any]]
+    ) -> None:
+        """Bind it; what an instance before us left there is removed (we hold its lock).
+
+        Raises:
+            OSError: If there can be no socket at that place.
+        """
+        self._loop = loop
+        self._path = path
+        self._answer = answer
+        self._throttle = Throttle(max_kinds=8)
+        self._connections: set[_Connection] = set()
+        path.unlink(missing_ok=True)
+        self._listener = socket.socket(
+            socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+        )
+        try:
+            with short_address(path) as address:
+                self._listener.bind(address)
+            path.chmod(0o600)
+            self._listener.listen(_MAX_CONNECTIONS)
+        except OSError:
+            self._listener.close()
+            raise
+        loop.register(self._listener.fileno(), READ, self._on_readable)
+
+    def close(self) -> None:
+        """Answer nobody any more, and remove the socket."""
+        for connection in list(self._connections):
+            connection.close()
+        with suppress(KeyError):  # paused
+            self._loop.unregister(self._listener.fileno())
+        self._listener.close()
+        with suppress(OSError):
+            self._path.unlink()
+
+    def _on_readable(self, _events: int) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._complain("cannot accept: {}", error.strerror)
+            self._loop.unregister(self._listener.fileno())
+            self._loop.call_later(_PAUSE_SECONDS, self._resume)
+            return
+        connection.setblocking(False)
+        uid = _peer_uid(connection)
+        if len(self._connections) >= _MAX_CONNECTIONS or uid not in (0, os.geteuid()):
+            self._complain("refused a connection of user {}", uid)
+            connection.close()
+            return
+        self._connections.add(
+            _Connection(self._loop, connection, self._reply, self._connections.discard)
+        )
+
+    def _resume(self) -> None:
+        if self._listener.fileno() >= 0:
+            self._loop.register(self._listener.fileno(), READ, self._on_readable)
+
+    def _reply(self, request: dict[str, Any]) -> bytes:
+        try:
+            return encode_frame(self._answer(request))
+        except ControlChannelError as error:
+            return encode_frame({"error": str(error)})
+
+    def _complain(self, text: str, detail: object) -> None:
+        if self._throttle.admit(text, self._loop.now) is not None:
+            logger.warning("control socket: " + text, detail)
+
+
+def _peer_uid(connection: socket.socket) -> int:
+    packed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return int(struct.unpack("iii", packed)[1])
+
+
+class _Connection:
+    """Somebody who asks."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        connection: socket.socket,
+        reply: Callable[[dict[str, Any]], bytes],
+        closed: Callable[[_Connection], None],
+    ) -> None:
+        self._loop = loop
+        self._socket = connection
+        self._reply = reply
+        self._closed = closed
+        self._decoder = FrameDecoder()
+        self._output = bytearray()
+        self._deadline = loop.call_later(_DEADLINE_SECONDS, self.close)
+        loop.register(connection.fileno(), READ, self._on_events)
+
+    def close(self) -> None:
+        """Hang up."""
+        if self._socket.fileno() < 0:
+            return
+        self._deadline.cancel()
+        self._loop.unregister(self._socket.fileno())
+        self._socket.close()
+        self._closed(self)
+
+    def _on_events(self, events: int) -> None:
+        try:
+            if events & READ:
+                self._read()
+            if self._output and self._socket.fileno() >= 0:
+                self._write()
+        except BlockingIOError:
+            pass
+        except (OSError, ControlChannelError):
+            self.close()
+
+    def _read(self) -> None:
+        data = self._socket.recv(4096)
+        if not data:
+            self.close()
+            return
+        for request in self._decoder.feed(data):
+            if self._output:  # one at a time: answers must not pile up
+                raise ControlChannelError("asked again before the answer was taken")
+            self._output += self._reply(request)
+        if self._decoder.buffered_bytes > _MAX_REQUEST_BYTES:
+            raise ControlChannelError("a request is too long")
+
+    def _write(self) -> None:
+        with suppress(BlockingIOError):
+            sent = self._socket.send(self._output)
+            del self._output[:sent]
+        wanted = WRITE if self._output else READ
+        self._loop.modify(self._socket.fileno(), wanted, self._on_events)

@@ -1,0 +1,225 @@
+"""Where an instance keeps its state, its run files and its logs; one master in each.
+
+Theory of operation
+-------------------
+The run folder (0700) holds the lock, which is also the pid file, and the control socket.
+The lock is a ``flock``: the kernel drops it with the process, so a crash leaves nothing
+to clean up. Below ``/tmp`` anybody may have made a folder of the right name first, so
+owner and mode are checked before it is used.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import secrets
+import stat
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tunneltcp.errors import ConfigError, MasterRunning
+
+__all__ = [
+    "CONTROL_SOCKET",
+    "Folders",
+    "InstanceLock",
+    "find_folders",
+    "host_id",
+    "instance_problem",
+    "locked_pid",
+    "make_folders",
+    "run_base",
+]
+
+CONTROL_SOCKET: Final = "control.sock"
+"""Name of the control socket in the run folder."""
+
+_LOCK_FILE: Final = "master.pid"
+_HOST_FILE: Final = "host_id"
+_HOST_ID: Final = re.compile(r"[0-9a-f]{32}")
+_INSTANCE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Folders:
+    """The three folders of an instance."""
+
+    state: Path
+    run: Path
+    log: Path
+
+
+def instance_problem(name: str) -> str:
+    """Return what is wrong with the name of an instance; empty if nothing is."""
+    if _INSTANCE.fullmatch(name):
+        return ""
+    return f"{name!a} is not a name for an instance (letters, digits, . _ -, at most 64)"
+
+
+def find_folders(
+    instance: str,
+    *,
+    state: Path | None = None,
+    run: Path | None = None,
+    log: Path | None = None,
+) -> Folders:
+    """Return the folders of an instance, without touching any; what is given wins."""
+    home = _state_base() / instance
+    default_log = Path("/var/log/tunneltcp", instance) if os.geteuid() == 0 else home / "log"
+    return Folders(
+        state=(state or home).absolute(),
+        run=(run or run_base() / instance).absolute(),
+        log=(log or default_log).absolute(),
+    )
+
+
+def _state_base() -> Path:
+    if os.geteuid() == 0:
+        return Path("/var/lib/tunneltcp")
+    base = os.environ.get("XDG_STATE_HOME", "")
+    if base.startswith("/"):
+        return Path(base, "tunneltcp")
+    with suppress(RuntimeError):
+        return Path.home() / ".local/state/tunneltcp"
+    raise ConfigError(["there is no home folder; give --state-dir, --run-dir and --log-dir"])
+
+
+def run_base() -> Path:
+    """Return the folder under which run folders lie by default."""
+    if os.geteuid() == 0:
+        return Path("/run/tunneltcp")
+    base = os.environ.get("XDG_RUNTIME_DIR", "")
+    # After "su" it is the folder of somebody else, and of no use.
+    with suppress(OSError):
+        if base.startswith("/") and Path(base).stat().st_uid == os.geteuid():
+            return Path(base, "tunneltcp")
+    return Path(f"/tmp/tunneltcp-{os.geteuid()}")  # noqa: S108 - checked by make_folders
+
+
+def make_folders(folders: Folders) -> None:
+    """Make what is missing; check that the run folder is ours alone.
+
+    Raises:
+        ConfigError: If a folder cannot be made or used, all of them at once.
+    """
+    problems = []
+    for option, path in (("state", folders.state), ("run", folders.run), ("log", folders.log)):
+        try:
+            if option == "run":
+                _make_private(path)
+            else:
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+                raise PermissionError(0, "not writable")
+        except OSError as error:
+            text = (error.strerror or str(error)).lower()
+            problems.append(f"folder {path} cannot be used: {text}; see --{option}-dir")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _make_private(path: Path) -> None:
+    parent = path.parent
+    mode = 0o755 if os.geteuid() == 0 else 0o700
+    if not parent.exists():
+        parent.mkdir(parents=True, mode=mode, exist_ok=True)
+        if mode == 0o755:  # whoever may not ask a master may still see whose it is
+            parent.chmod(mode)
+    elif parent.parent == Path("/tmp"):  # noqa: S108 - that is why it is checked
+        _check_owner(parent)
+    path.mkdir(mode=0o700, exist_ok=True)
+    _check_owner(path)
+    path.chmod(0o700)
+
+
+def _check_owner(path: Path) -> None:
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise NotADirectoryError(0, "not a folder")
+    if status.st_uid != os.geteuid():
+        raise PermissionError(0, f"belongs to user {status.st_uid}")
+    if status.st_mode & 0o022:
+        raise PermissionError(0, "others may write to it")
+
+
+class InstanceLock:
+    """Holds an instance: one master each."""
+
+    def __init__(self, run_folder: Path, instance: str) -> None:
+        """Take the lock and write our pid into it.
+
+        Raises:
+            MasterRunning: If another process holds it.
+        """
+        self._path = run_folder / _LOCK_FILE
+        self.fd = self._take(instance)
+        os.ftruncate(self.fd, 0)
+        os.pwrite(self.fd, f"{os.getpid()}\n".encode(), 0)
+
+    def _take(self, instance: str) -> int:
+        while True:
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            fd = os.open(self._path, flags, 0o600)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                pid = _read_pid(fd)
+                os.close(fd)
+                raise MasterRunning(instance, pid) from error
+            # The one before us unlinks the file as it leaves: ours must be the one there.
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(fd), self._path.stat()):
+                    return fd
+            os.close(fd)
+
+    def release(self) -> None:
+        """Give the instance back and remove the file."""
+        with suppress(OSError):
+            self._path.unlink()
+        os.close(self.fd)
+
+
+def locked_pid(run_folder: Path) -> int | None:
+    """Return the pid of the master that holds a run folder; None if none does."""
+    try:
+        fd = os.open(run_folder / _LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _read_pid(fd) or 0
+    finally:
+        os.close(fd)
+    return None
+
+
+def _read_pid(fd: int) -> int | None:
+    text = os.pread(fd, 32, 0).strip()
+    return int(text) if text.isdigit() else None
+
+
+def host_id(state_folder: Path) -> str:
+    """Return which machine this is: random, made once, kept in the state folder.
+
+    Raises:
+        OSError: If it can neither be read nor written.
+    """
+    path = state_folder / _HOST_FILE
+    with suppress(FileNotFoundError, UnicodeDecodeError):
+        known = path.read_text().strip()
+        if _HOST_ID.fullmatch(known):
+            return known
+    made = secrets.token_hex(16)
+    temporary = state_folder / f".{_HOST_FILE}.{os.getpid()}"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    try:
+        os.write(fd, f"{made}\n".encode())
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    temporary.replace(path)
+    return made

@@ -1,0 +1,202 @@
+"""Short-lived children for what can block: names, and who holds a port.
+
+``getaddrinfo`` has no deadline and the table of sockets can be long; neither may ever
+stand in the master's loop. A helper answers through a pipe and is killed at its deadline.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import deque
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from tunneltcp.master.spawn import MAX_ANSWER_BYTES, fork_helper
+from tunneltcp.net.loop import READ
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tunneltcp.master.children import Children
+    from tunneltcp.net.loop import Loop, Timer
+
+__all__ = ["HELPER_SECONDS", "Helpers", "Lookups", "look_up", "port_holder"]
+
+HELPER_SECONDS: Final = 10.0
+"""A resolver's own patience is 5 s for one server, two tries; then nobody answers."""
+
+_MAX_RUNNING: Final = 8
+"""Helpers at one time; the others wait their turn."""
+
+_MAX_ADDRESSES: Final = 64
+"""Addresses of one name that are told; a name with more is a mistake."""
+
+_MAX_WAITING: Final = 8
+"""Names that one worker may ask for at one time: its server and its target, and air."""
+
+
+class _Helper:
+    """One helper at work."""
+
+    __slots__ = ("answer", "answered", "deadline", "pid", "reader")
+
+    def __init__(self, answered: Callable[[Any], None]) -> None:
+        self.answered = answered
+        self.answer = bytearray()
+        self.pid = 0
+        self.reader = -1
+        self.deadline: Timer | None = None
+
+
+class Helpers:
+    """Runs functions in children and hands their answers to callbacks."""
+
+    def __init__(self, loop: Loop, children: Children, seconds: float = HELPER_SECONDS) -> None:
+        self._loop = loop
+        self._children = children
+        self._seconds = seconds
+        self._running: set[_Helper] = set()
+        self._waiting: deque[tuple[Callable[[], object], _Helper]] = deque()
+        self._closed = False
+
+    def run(self, work: Callable[[], object], answered: Callable[[Any], None]) -> None:
+        """Call ``answered`` later, with what ``work`` returned, or None if it failed."""
+        self._waiting.append((work, _Helper(answered)))
+        self._start_waiting()
+
+    def close(self) -> None:
+        """Kill those at work and forget their answers; they are reaped as ever."""
+        self._closed = True
+        self._waiting.clear()
+        for helper in list(self._running):
+            self._finish(helper)
+
+    def _start_waiting(self) -> None:
+        while self._waiting and len(self._running) < _MAX_RUNNING and not self._closed:
+            work, helper = self._waiting.popleft()
+            try:
+                helper.pid, helper.reader = fork_helper(work, int(self._seconds) + 1)
+            except OSError:
+                self._loop.call_later(0.0, partial(helper.answered, None))
+                continue
+            self._running.add(helper)
+            self._children.watch(helper.pid, lambda _status: None)
+            self._loop.register(helper.reader, READ, partial(self._on_readable, helper))
+            helper.deadline = self._loop.call_later(
+                self._seconds, partial(self._finish, helper)
+            )
+
+    def _on_readable(self, helper: _Helper, _events: int) -> None:
+        try:
+            data = os.read(helper.reader, MAX_ANSWER_BYTES + 1)
+        except BlockingIOError:
+            return
+        helper.answer += data
+        if not data or len(helper.answer) > MAX_ANSWER_BYTES:
+            self._finish(helper)
+
+    def _finish(self, helper: _Helper) -> None:
+        if helper not in self._running:
+            return
+        self._running.discard(helper)
+        if helper.deadline is not None:
+            helper.deadline.cancel()
+        self._loop.unregister(helper.reader)
+        os.close(helper.reader)
+        self._children.kill(helper.pid)
+        if self._closed:
+            return
+        value = None
+        with suppress(orjson.JSONDecodeError):
+            value = orjson.loads(helper.answer)
+        helper.answered(value)
+        self._start_waiting()
+
+
+class Lookups:
+    """Looks names up for workers; those who ask for the same name share the answer."""
+
+    def __init__(self, helpers: Helpers) -> None:
+        self._helpers = helpers
+        self._asking: dict[str, dict[tuple[int, int], Callable[[dict[str, Any]], None]]] = {}
+
+    def ask(
+        self, worker_pid: int, host: str, port: int, answered: Callable[[dict[str, Any]], None]
+    ) -> None:
+        """Call ``answered`` with a message for that worker, once."""
+        key = (worker_pid, port)
+        mine = sum(
+            1 for waiting in self._asking.values() for pid, _ in waiting if pid == worker_pid
+        )
+        if mine >= _MAX_WAITING:
+            answered(_addresses(host, port, None))
+            return
+        if host in self._asking:
+            self._asking[host][key] = answered
+            return
+        self._asking[host] = {key: answered}
+        self._helpers.run(lambda: look_up(host), lambda found: self._answer(host, found))
+
+    def _answer(self, host: str, found: dict[str, Any] | None) -> None:
+        for (_, port), answered in self._asking.pop(host).items():
+            answered(_addresses(host, port, found))
+
+
+def _addresses(host: str, port: int, found: dict[str, Any] | None) -> dict[str, Any]:
+    found = found or {"addresses": [], "error": "the look-up gave no answer in time"}
+    addresses = [[family, ip, port, scope] for family, ip, scope in found["addresses"]]
+    return {
+        "type": "addresses",
+        "host": host,
+        "port": port,
+        "addresses": addresses,
+        "error": found["error"],
+    }
+
+
+def look_up(host: str) -> dict[str, Any]:
+    """Return the addresses of a name, or why there are none. Blocks: for a helper."""
+    try:
+        found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        text = getattr(error, "strerror", None) or "not a host name"
+        return {"addresses": [], "error": str(text).lower()}
+    addresses: list[list[object]] = []
+    for family, _, _, _, address in found[:_MAX_ADDRESSES]:
+        if family in (socket.AF_INET, socket.AF_INET6):
+            scope = address[-1] if family == socket.AF_INET6 else 0
+            addresses.append([int(family), address[0], scope])
+    return {"addresses": addresses, "error": None}
+
+
+def port_holder(port: int) -> str:
+    """Return who holds a local TCP port, as far as we may know. Blocks: for a helper."""
+    import psutil  # the child has it from the monitor
+
+    best = ""
+    for connection in psutil.net_connections("tcp"):
+        if not connection.laddr or connection.laddr.port != port:
+            continue
+        who = _process_name(connection.pid)
+        if connection.status == psutil.CONN_LISTEN:
+            return f"{who} listens on it"
+        if connection.raddr:
+            there = f"{connection.raddr.ip} port {connection.raddr.port}"
+            best = f"an outgoing connection of {who} to {there} holds it"
+        else:
+            best = best or f"{who} holds it"
+    return best
+
+
+def _process_name(pid: int | None) -> str:
+    import psutil
+
+    if pid is None:
+        return "a process we may not see"
+    with suppress(psutil.Error):
+        return f"{psutil.Process(pid).name()[:40]} (process {pid})"
+    return f"process {pid}"

@@ -1,0 +1,313 @@
+"""The master: starts the tunnels, keeps them, and ends them in one sequence.
+
+Theory of operation
+-------------------
+One thread, one loop, and nothing in it that can wait. The master never reads a visitor's
+byte. What may block (names, who holds a port) is done by short-lived children; what may
+crash is done by workers. A mistake in one of its own callbacks is logged and the loop
+goes on: with the master go all visitors of all tunnels.
+
+Stopping: listeners are closed and the workers told to drain; after ``drain`` they are
+told to stop; then they are killed. A second TERM or INT skips the waiting.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import secrets
+import signal
+from typing import TYPE_CHECKING, Any, Final
+
+from loguru import logger
+
+from tunneltcp import __version__
+from tunneltcp.control.context import Role, WorkerContext
+from tunneltcp.errors import ExitCode
+from tunneltcp.log import Throttle, setup_log
+from tunneltcp.master.children import Children
+from tunneltcp.master.control_socket import ControlSocket
+from tunneltcp.master.folders import CONTROL_SOCKET, InstanceLock, host_id, make_folders
+from tunneltcp.master.helpers import Helpers, Lookups
+from tunneltcp.master.monitor import Monitor
+from tunneltcp.master.process import START_SECONDS, Input, ProcessState
+from tunneltcp.master.report import stamp
+from tunneltcp.master.resources import computed_budget
+from tunneltcp.master.signals import SignalQueue
+from tunneltcp.master.spawn import freeze
+from tunneltcp.master.status import master_status
+from tunneltcp.master.tunnel import Surroundings, Tunnel, WorkerFds
+from tunneltcp.net.loop import Loop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tunneltcp.config.model import Config, TunnelConfig
+    from tunneltcp.master.folders import Folders
+
+__all__ = ["Master"]
+
+_MAX_SLEEP_SECONDS: Final = 1.0
+"""The master has nothing to do between events; one turn a second keeps it honest."""
+
+_STARTS_PER_TURN: Final = 4
+"""Workers forked in one turn at the start."""
+
+_ANNOUNCE_SECONDS: Final = 3.0
+"""The ready line waits for all workers, but not for one that is stuck."""
+
+_STOP_LIMIT_SECONDS: Final = 5.0
+"""Beyond the drain, and after a second TERM: then we leave, and the kernel kills the rest."""
+
+
+class Master:
+    """One instance of one role."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        role: Role,
+        instance: str,
+        folders: Folders,
+        worker_main: Callable[[WorkerContext], int],
+        port_keys: Callable[[int], tuple[bytes, ...]],
+        announce: Callable[[Master], None] = lambda _master: None,
+        log_to_stderr: bool = False,
+    ) -> None:
+        self.config = config
+        self.role = role
+        self.instance = instance
+        self.folders = folders
+        self.tunnels: list[Tunnel] = []
+        self.since = stamp()
+        """When it started; RFC 3339."""
+        self._worker_main = worker_main
+        self._port_keys = port_keys
+        self._announce: Callable[[Master], None] | None = announce
+        self._log_to_stderr = log_to_stderr
+        self._budget = config.budget_bytes or computed_budget(len(config.tunnels))
+        self._run_id = secrets.token_hex(16)
+        self._host_id = ""
+        self._pid = os.getpid()
+        self._loop = Loop(max_sleep_seconds=_MAX_SLEEP_SECONDS)
+        self._children = Children(self._loop)
+        self._helpers = Helpers(self._loop, self._children)
+        self._throttle = Throttle(max_kinds=16)
+        self._maps: list[memoryview] = []
+        self._stopping = False
+        self._unstarted: list[Tunnel] = []
+        self._done = False
+        self._exit_code = ExitCode.DONE
+
+    def run(self) -> int:
+        """Serve until told to stop; return the exit code.
+
+        Raises:
+            ConfigError: If the folders cannot be used.
+            MasterRunning: If the instance is taken.
+            OSError: If something without which nothing works is missing.
+        """
+        keep_standard_open()
+        old_umask = os.umask(0o077)
+        try:
+            make_folders(self.folders)
+            lock = InstanceLock(self.folders.run, self.instance)
+            try:
+                return self._run_locked()
+            finally:
+                lock.release()
+        finally:
+            self._loop.close()
+            os.umask(old_umask)
+
+    def _run_locked(self) -> int:
+        raise_descriptor_limit()
+        setup_log(
+            self.folders.log / "master.log",
+            max_bytes=self.config.log_bytes,
+            files=self.config.log_files,
+            stderr=self._log_to_stderr,
+        )
+        self._host_id = host_id(self.folders.state) if self.role is Role.CLIENT else ""
+        signals = SignalQueue(
+            self._loop,
+            {
+                signal.SIGTERM: lambda: self._handle_stop("SIGTERM"),
+                signal.SIGINT: lambda: self._handle_stop("SIGINT"),
+                signal.SIGHUP: self._handle_reload,
+                signal.SIGCHLD: self._handle_child,
+            },
+        )
+        control = None
+        try:
+            control = ControlSocket(
+                self._loop, self.folders.run / CONTROL_SOCKET, self._handle_request
+            )
+            monitor = Monitor(self._loop, self.tunnels)
+            self._start()
+            self._turn_until_done()
+            monitor.close()
+        finally:
+            self._end_children()
+            if control is not None:
+                control.close()
+            signals.close()
+            for tunnel in self.tunnels:
+                tunnel.close()
+        logger.info("master left")
+        return self._exit_code
+
+    def _start(self) -> None:
+        around = Surroundings(
+            loop=self._loop,
+            children=self._children,
+            helpers=self._helpers,
+            lookups=Lookups(self._helpers),
+            addresses=self.config.bind if self.role is Role.SERVER else (),
+            drain_seconds=self.config.drain_seconds,
+            make_context=self._make_context,
+            worker_main=self._worker_main,
+            maps=self._maps,
+        )
+        for config in self.config.tunnels:
+            self.tunnels.append(Tunnel(config, around))
+        for tunnel in self.tunnels:
+            tunnel.bind()  # all ports first: nobody waits for somebody else's worker
+        logger.bind(
+            role=self.role.value, instance=self.instance, pid=self._pid, version=__version__
+        ).info("master started with {} tunnels", len(self.tunnels))
+        freeze()
+        self._unstarted = list(reversed(self.tunnels))
+        self._loop.on_turn = self._on_turn
+        self._start_some()
+        self._loop.call_later(_ANNOUNCE_SECONDS, self._say_ready)
+
+    def _turn_until_done(self) -> None:
+        while not self._done:
+            try:
+                self._loop.turn()
+            except Exception:  # noqa: BLE001 - logged below, and bounded
+                # A bug of ours. Leaving would cut every visitor of every tunnel.
+                if self._throttle.admit("bug", self._loop.now) is not None:
+                    logger.exception("a mistake in the master; it goes on")
+
+    def _start_some(self) -> None:
+        """Start a few workers, then listen again: 50 forks at once take half a second."""
+        for _ in range(min(_STARTS_PER_TURN, len(self._unstarted))):
+            self._unstarted.pop().feed(Input.START)
+        self._loop.call_later(0.0, lambda: None)  # so that the next turn does not wait
+
+    def _on_turn(self) -> None:
+        if self._unstarted:
+            self._start_some()
+            return
+        starting = any(t.life.state is ProcessState.STARTING for t in self.tunnels)
+        if self._announce is not None and not starting:
+            self._say_ready()
+        if self._stopping and all(tunnel.is_gone for tunnel in self.tunnels):
+            self._done = True
+
+    def _say_ready(self) -> None:
+        announce, self._announce = self._announce, None
+        if announce is not None:
+            announce(self)
+
+    def _make_context(self, tunnel: TunnelConfig, fds: WorkerFds) -> WorkerContext:
+        port = tunnel.remote_port
+        return WorkerContext(
+            role=self.role,
+            instance=self.instance,
+            port=port,
+            name=tunnel.name,
+            target_host=tunnel.local_host,
+            target_port=tunnel.local_port,
+            server_host=self.config.server,
+            link_port=tunnel.link_port or port,
+            keys=self._port_keys(port),
+            host_id=self._host_id,
+            run_id=self._run_id,
+            hold_seconds=tunnel.hold_seconds,
+            idle_ping_seconds=tunnel.idle_ping_seconds,
+            max_visitors=tunnel.max_visitors,
+            budget_bytes=self._budget,
+            log_path=self.folders.log / f"tunnel-{port}.log",
+            log_bytes=self.config.log_bytes,
+            log_files=self.config.log_files,
+            listener_fds=fds.listeners,
+            channel_fd=fds.channel,
+            counters_fd=fds.counters,
+            memory_fd=fds.memory,
+            master_pid=self._pid,
+        )
+
+    def _handle_stop(self, name: str) -> None:
+        if self._stopping:
+            logger.info("{} again: stopping now", name)
+            self._loop.call_later(_STOP_LIMIT_SECONDS, self._give_up)
+            for tunnel in self.tunnels:
+                tunnel.feed(Input.STOP_NOW)
+            return
+        self._stopping = True
+        self._unstarted.clear()
+        logger.info("{}: stopping, visitors have {:g} s", name, self.config.drain_seconds)
+        self._helpers.close()
+        limit = self.config.drain_seconds + _STOP_LIMIT_SECONDS + START_SECONDS
+        self._loop.call_later(limit, self._give_up)
+        for tunnel in self.tunnels:
+            tunnel.close_listeners()
+            tunnel.feed(Input.STOP)
+
+    def _give_up(self) -> None:
+        left = [tunnel.pid for tunnel in self.tunnels if tunnel.pid is not None]
+        logger.error("left while the kernel still holds processes {}", left)
+        self._exit_code = ExitCode.CRASH
+        self._done = True
+
+    def _handle_reload(self) -> None:
+        logger.warning("SIGHUP ignored: this version cannot reload its config; restart it")
+
+    def _handle_child(self) -> None:
+        strangers = self._children.reap()
+        if strangers and self._throttle.admit("stranger", self._loop.now) is not None:
+            logger.info("reaped {} processes that are not ours", strangers)
+
+    def _handle_request(self, request: dict[str, Any]) -> dict[str, Any]:
+        if request.get("op") != "status":
+            return {"error": "unknown request"}
+        return master_status(
+            role=self.role,
+            instance=self.instance,
+            version=__version__,
+            pid=self._pid,
+            since=self.since,
+            folders=self.folders,
+            tunnels=self.tunnels,
+        )
+
+    def _end_children(self) -> None:
+        """Leave no process behind, whatever brought us here."""
+        self._helpers.close()
+        self._loop.on_turn = None
+        for tunnel in self.tunnels:
+            tunnel.close_listeners()
+            tunnel.feed(Input.STOP_NOW)
+            if tunnel.pid is not None:
+                self._children.kill(tunnel.pid)
+        deadline = self._loop.now + _STOP_LIMIT_SECONDS
+        while len(self._children) and self._loop.now < deadline:
+            self._loop.turn()
+
+
+def keep_standard_open() -> None:
+    """Have descriptors 0, 1 and 2: otherwise a socket gets their numbers and our prints."""
+    while (fd := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+
+
+def raise_descriptor_limit() -> None:
+    """Allow ourselves, and so our workers, as many descriptors as we may have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

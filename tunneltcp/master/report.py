@@ -1,0 +1,170 @@
+"""What the master's log says about one tunnel, and how a worker ended, in words."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from loguru import logger
+
+from tunneltcp.errors import ExitCode
+from tunneltcp.log import Throttle
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tunneltcp.master.messages import LinkChanged
+    from tunneltcp.net.loop import Loop
+
+__all__ = ["REPLACED", "LastExit", "Reporter", "describe_exit", "stamp"]
+
+REPLACED: Final = "asked to be replaced"
+"""Reason of an exit that is nobody's failure: TERM to a worker."""
+
+_EVENTS_BURST: Final = 20
+"""Lines about links and workers that come and go in 10 minutes, before they are counted."""
+
+
+def stamp(nanoseconds: int | None = None) -> str:
+    """Return a moment (wall clock; now, if none is given) as RFC 3339 in UTC."""
+    if nanoseconds is None:
+        moment = datetime.now(UTC)
+    else:
+        moment = datetime.fromtimestamp(nanoseconds / 1e9, UTC)
+    return moment.isoformat(timespec="milliseconds")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LastExit:
+    """How the last worker of a tunnel ended."""
+
+    at: str
+    """RFC 3339."""
+    signal: str | None
+    """Name of the signal that ended it."""
+    code: int | None
+    """Exit code, if it left by itself."""
+    ran_seconds: float
+    reason: str
+    """One clause for a person."""
+
+    @property
+    def is_permanent(self) -> bool:
+        """Whether only a person can help."""
+        return self.code in (ExitCode.NOT_PERMITTED, ExitCode.BAD_CONFIG)
+
+
+def describe_exit(status: int, ran_seconds: float, kill_reason: str) -> LastExit:
+    """Say how a worker ended.
+
+    Args:
+        status: As ``waitpid`` gave it.
+        ran_seconds: Since it was forked.
+        kill_reason: Why the master killed it; empty if it did not.
+    """
+    name, code = None, None
+    if os.WIFSIGNALED(status):
+        name = _signal_name(os.WTERMSIG(status))
+        reason = f"ended by {name}"
+    else:
+        code = os.waitstatus_to_exitcode(status)
+        reason = f"left with code {code}{_CODES.get(code, '')}"
+    if kill_reason and name == "SIGKILL":
+        reason = kill_reason
+    return LastExit(
+        at=stamp(), signal=name, code=code, ran_seconds=round(ran_seconds, 3), reason=reason
+    )
+
+
+_CODES: Final[Mapping[int, str]] = {
+    ExitCode.CRASH: " (crashed)",
+    ExitCode.TEMPORARY: " (something it needs is missing)",
+    ExitCode.NOT_PERMITTED: " (not permitted)",
+    ExitCode.BAD_CONFIG: " (bad config)",
+}
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+class Reporter:
+    """Logs what happens to one tunnel; what keeps happening, only now and then."""
+
+    def __init__(self, port: int, loop: Loop) -> None:
+        self._loop = loop
+        self._log = logger.bind(tunnel=port)
+        # Few kinds, each with a reason in it: old reasons may be forgotten.
+        self._failures = Throttle(max_kinds=8)
+        self._events = Throttle(burst=_EVENTS_BURST, max_kinds=8)
+        self._link_up = False
+        self._was_blocked = False
+
+    def blocked(self, reason: str) -> None:
+        """Nothing could be started."""
+        self._was_blocked = True
+        self._fail("waiting: {}", reason)
+
+    def bound(self) -> None:
+        """The public port is ours."""
+        if self._was_blocked:
+            self._was_blocked = False
+            self._log.info("port is open")
+
+    def ready(self, pid: int | None, seconds: float) -> None:
+        """The worker serves."""
+        if self._events.admit("ready", self._loop.now) is not None:
+            self._log.info("worker {} ready after {:.3f} s", pid, seconds)
+
+    def exited(self, exit_: LastExit, *, expected: bool) -> None:
+        """The worker is gone."""
+        self._link_up = False
+        if expected:
+            self._log.info("worker stopped: {}", exit_.reason)
+            return
+        if exit_.reason == REPLACED:
+            self._log.info("worker replaced: it {}", exit_.reason)
+            return
+        missed = self._events.admit(("exit", exit_.reason), self._loop.now)
+        if missed is not None:
+            text = "worker died after {:.3f} s: {}"
+            self._log.warning(text + _times(missed), exit_.ran_seconds, exit_.reason)
+
+    def link(self, change: LinkChanged) -> None:
+        """The link came, went or became doubtful."""
+        if change.state == "doubted":
+            self._log.bind(peer=change.peer).debug("link doubted")
+        elif change.state == "up":
+            self._link(change)
+        elif self._link_up:
+            self._link_up = False
+            if self._events.admit("lost", self._loop.now) is not None:
+                self._log.info("link lost: {}", change.reason or "no reason given")
+        else:
+            self._fail("no link: {}", change.reason or "no reason given")
+
+    def _link(self, change: LinkChanged) -> None:
+        self._link_up = True
+        missed = self._events.admit("up", self._loop.now)
+        if missed is None:
+            return
+        log = self._log.bind(peer=change.peer)
+        if change.seconds is None:
+            log.info("link up" + _times(missed))
+        else:
+            log.info("link up again after {:.3f} s" + _times(missed), change.seconds)
+
+    def _fail(self, text: str, reason: str) -> None:
+        missed = self._failures.admit((text, reason), self._loop.now)
+        if missed is not None:
+            self._log.warning(text + _times(missed), reason)
+
+
+def _times(missed: int) -> str:
+    return f" ({missed} more times in the last 10 minutes)" if missed else ""

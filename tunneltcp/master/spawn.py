@@ -1,0 +1,213 @@
+"""The one place that forks, and what a child does before it is anything.
+
+Theory of operation
+-------------------
+A forked child has everything of its parent: descriptors, mappings, handlers, frames. It
+keeps what it was given and lets go of the rest before it does anything else: a listener
+of another tunnel would go on accepting, an end of a sibling's channel would keep that
+sibling from ever seeing its end-of-file. It never returns into the master's code: it
+leaves by ``os._exit``.
+
+Signals are blocked around the fork. Otherwise one that hits the child before it has
+reset its handlers would write into the master's wake-up pipe and be taken for the
+master's own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import resource
+import signal
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, NoReturn
+
+import orjson
+from loguru import logger
+
+from tunneltcp.errors import ExitCode
+from tunneltcp.log import setup_log
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from tunneltcp.control.context import WorkerContext
+
+    WorkerMain = Callable[[WorkerContext], int]
+    SignalMask = set[int] | set[signal.Signals]
+
+__all__ = ["MAX_ANSWER_BYTES", "fork_helper", "fork_worker", "freeze"]
+
+MAX_ANSWER_BYTES: Final = 60_000
+"""What a helper may answer: it has to fit into a pipe, so that it never waits there."""
+
+_PR_SET_PDEATHSIG: Final = 1
+_RESET: Final = (signal.SIGTERM, signal.SIGCHLD)
+"""What the master has a handler for, and a worker has none for at first."""
+
+_IGNORED: Final = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
+"""A signal to the whole group (Ctrl-C, systemd) does a worker no harm."""
+
+# Looked up before any fork: a child must not start by loading libraries.
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def freeze() -> None:
+    """Get ready to fork many: what exists now is never looked at by the collector again.
+
+    Without it the first collection in each worker would write to every object and so
+    copy the master's pages: 5.4 MB of private memory instead of 1 MB.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def fork_worker(
+    context: WorkerContext, worker_main: WorkerMain, maps: Iterable[memoryview]
+) -> int:
+    """Fork a worker and return its pid.
+
+    Args:
+        context: What it is born with; of all descriptors it keeps those named there.
+        worker_main: What it does. Its result is the exit code.
+        maps: All mappings of counters that the master holds.
+
+    Raises:
+        OSError: If there can be no further process now.
+    """
+    pid, mask = _fork()
+    if pid:
+        return pid
+    code: int = ExitCode.CRASH
+    try:
+        _unmap(maps)
+        fds = (context.channel_fd, context.counters_fd, context.memory_fd)
+        _begin_child(context.master_pid, (*context.listener_fds, *fds), mask)
+        _reopen_standard(context.log_path)
+        setup_log(
+            context.log_path,
+            max_bytes=context.log_bytes,
+            files=context.log_files,
+            tunnel=context.port,
+        )
+        code = int(worker_main(context))
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else ExitCode.CRASH
+    except BaseException:  # noqa: BLE001 - the outermost handler: log it and leave
+        logger.opt(exception=True).critical("worker crashed")
+    finally:
+        os._exit(code & 0xFF)
+
+
+def fork_helper(work: Callable[[], object], deadline_seconds: int) -> tuple[int, int]:
+    """Fork a short-lived child for what may block; return its pid and its answer's pipe.
+
+    The answer is the JSON of what ``work`` returns, then end-of-file; nothing at all if
+    it failed. After ``deadline_seconds`` the kernel ends the child, whoever else forgets.
+
+    Raises:
+        OSError: If there can be no further process or pipe now.
+    """
+    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    master_pid = os.getpid()
+    try:
+        pid, mask = _fork()
+    except OSError:
+        os.close(reader)
+        os.close(writer)
+        raise
+    if pid == 0:
+        _help(work, writer, master_pid, deadline_seconds, mask)
+    os.close(writer)
+    return pid, reader
+
+
+def _help(
+    work: Callable[[], object],
+    writer: int,
+    master_pid: int,
+    deadline_seconds: int,
+    mask: SignalMask,
+) -> NoReturn:
+    code: int = ExitCode.CRASH
+    try:
+        signal.alarm(deadline_seconds)
+        _begin_child(master_pid, (writer,), mask)
+        _point_at(os.open(os.devnull, os.O_RDWR), (0, 1, 2))
+        answer = orjson.dumps(work())
+        if len(answer) <= MAX_ANSWER_BYTES:
+            os.write(writer, answer)
+            code = ExitCode.DONE
+    finally:
+        os._exit(code)
+
+
+def _fork() -> tuple[int, SignalMask]:
+    """Fork with all signals blocked; the parent's are let through again."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    pid = -1
+    try:
+        pid = os.fork()
+    finally:
+        if pid != 0:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    return pid, mask
+
+
+def _begin_child(master_pid: int, keep: Sequence[int], mask: SignalMask) -> None:
+    """Become a process of our own; leave at once if the master is gone."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != master_pid:
+        os._exit(ExitCode.TEMPORARY)
+    _close_all_but(keep)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _reset_signals(mask)
+
+
+def _unmap(maps: Iterable[memoryview]) -> None:
+    """Let go of the master's mappings; each holds a descriptor too, so before closing."""
+    for counters in maps:
+        memory = counters.obj
+        counters.release()
+        with suppress(AttributeError, BufferError):
+            memory.close()  # type: ignore[attr-defined]
+
+
+def _close_all_but(keep: Sequence[int]) -> None:
+    limit = os.sysconf("SC_OPEN_MAX")
+    low = 3
+    for fd in sorted(keep):
+        os.closerange(low, fd)
+        low = fd + 1
+    os.closerange(low, limit)
+
+
+def _reset_signals(mask: SignalMask) -> None:
+    signal.set_wakeup_fd(-1)
+    for number in _RESET:
+        signal.signal(number, signal.SIG_DFL)
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _reopen_standard(log_path: object) -> None:
+    """Nothing that is printed can block, and what a dying interpreter says is kept."""
+    null = os.open(os.devnull, os.O_RDWR)
+    output = null
+    with suppress(OSError):
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        output = os.open(str(log_path), flags, 0o600)
+    os.dup2(null, 0)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    for fd in {null, output} - {0, 1, 2}:
+        os.close(fd)
+
+
+def _point_at(fd: int, standard: Sequence[int]) -> None:
+    for number in standard:
+        os.dup2(fd, number)
+    if fd not in standard:
+        os.close(fd)

@@ -1,0 +1,1 @@
+"""Bytes and time: sockets, the loop, addresses. Knows no frames."""

@@ -1,0 +1,122 @@
+"""Rings for what was read and is not delivered, cut from one block of memory.
+
+Theory of operation
+-------------------
+A ring holds the bytes of one direction of one stream from the moment they were read from
+a socket until the peer says that the far socket took them: it is the send buffer and the
+replay buffer in one. The byte at offset *o* of the stream lies at ``o % size``; sizes are
+powers of two. The arena hands rings out in size classes; what is given back is handed out
+again first, most recently used first, because its pages are warm. New space is taken from
+the end, so the block is used up only by the sum of each class's own peak, which a budget
+keeps far below its size. ``tidy`` gives the pages of rings that nobody wanted lately back
+to the system.
+
+A ring is named by one 64-bit word, ``(first unit + 1) << 8 | class``, so that a record in
+shared memory changes from one ring to the next with one store.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["MAX_RING_BYTES", "MIN_RING_BYTES", "Arena", "Ring"]
+
+MIN_RING_BYTES: Final = 16 * 1024
+"""Bytes of the smallest ring, and the unit in which the arena counts."""
+
+_CLASSES: Final = 12
+MAX_RING_BYTES: Final = MIN_RING_BYTES << (_CLASSES - 1)
+"""Bytes of the largest ring (32 MiB): the largest window."""
+
+
+class Ring:
+    """A piece of the arena; ``view`` is its memory, ``mask`` maps offsets into it."""
+
+    __slots__ = ("mask", "size", "view", "word")
+
+    def __init__(self, view: memoryview, word: int) -> None:
+        self.view = view
+        self.size = len(view)
+        self.mask = self.size - 1
+        self.word = word
+
+    def __repr__(self) -> str:
+        return f"<Ring {self.size} bytes at unit {(self.word >> 8) - 1}>"
+
+
+class Arena:
+    """Hands out rings from ``memory`` while their sum stays within ``budget_bytes``.
+
+    Args:
+        memory: Where the rings lie.
+        budget_bytes: Bound on the sum of the sizes of the rings handed out.
+        discard: Gives the pages of a range (start, bytes) back to the system; the range
+            then reads as zeros.
+    """
+
+    def __init__(
+        self,
+        memory: memoryview,
+        budget_bytes: int,
+        discard: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self._memory = memory
+        self._discard = discard
+        self._free: list[list[Ring]] = [[] for _ in range(_CLASSES)]
+        self._clean: list[list[Ring]] = [[] for _ in range(_CLASSES)]
+        self._idle_marks = [0] * _CLASSES
+        self._end = 0
+        self.budget_bytes = budget_bytes
+        self.used_bytes = 0
+        """Sum of the sizes of the rings handed out."""
+
+    @property
+    def left_bytes(self) -> int:
+        """What the budget still admits."""
+        return self.budget_bytes - self.used_bytes
+
+    def take(self, size: int) -> Ring | None:
+        """Return a ring of at least ``size`` bytes, or None if the budget is used up."""
+        size_class = max(0, (size - 1).bit_length() - 14)
+        ring_bytes = MIN_RING_BYTES << size_class
+        if self.used_bytes + ring_bytes > self.budget_bytes or size_class >= _CLASSES:
+            return None
+        free = self._free[size_class] or self._clean[size_class]
+        if free:
+            ring = free.pop()
+            self._idle_marks[size_class] = min(
+                self._idle_marks[size_class], len(self._free[size_class])
+            )
+        else:
+            start = self._end
+            if start + ring_bytes > len(self._memory):
+                return None
+            self._end = start + ring_bytes
+            word = (start // MIN_RING_BYTES + 1) << 8 | size_class
+            ring = Ring(self._memory[start : start + ring_bytes], word)
+        self.used_bytes += ring_bytes
+        return ring
+
+    def give(self, ring: Ring) -> None:
+        """Take a ring back; nothing may point into it any more."""
+        self.used_bytes -= ring.size
+        self._free[ring.word & 0xFF].append(ring)
+
+    def tidy(self) -> None:
+        """Discard the pages of rings that lay unused since the last call.
+
+        Call it about once a second. The rings at the bottom of each stack, below the
+        lowest height since the last call, are those that nobody needed.
+        """
+        for size_class, free in enumerate(self._free):
+            unused = self._idle_marks[size_class]
+            for ring in free[:unused]:
+                if self._discard is not None:
+                    start = ((ring.word >> 8) - 1) * MIN_RING_BYTES
+                    self._discard(start, ring.size)
+                self._clean[size_class].append(ring)
+            del free[:unused]
+            self._idle_marks[size_class] = len(free)

@@ -1,0 +1,159 @@
+"""Layout of the frames on a link (PROTOCOL.md §6).
+
+Each frame is a 16-byte header and a payload. The header is two big-endian 64-bit words::
+
+    63    60 59                 40 39                                  0
+    +-------+---------------------+------------------------------------+
+    | type  | payload size, bytes |             stream id              |
+    +-------+---------------------+------------------------------------+
+    |                              value                               |
+    +------------------------------------------------------------------+
+
+What *value* means depends on the type. Encoding is done where frames are made, by
+``HEADER.pack`` and its like: the path of a DATA frame has no room for objects.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import struct
+from enum import IntEnum
+from typing import Final
+
+from tunneltcp.protocol.errors import RemoteProtocolError
+
+__all__ = [
+    "CREDIT_FRAME",
+    "DATA_HEADER",
+    "FIN_DELIVERED",
+    "HEADER",
+    "HEADER_BYTES",
+    "ID_MASK",
+    "MAX_OFFSET",
+    "MAX_PAYLOAD_BYTES",
+    "MAX_STREAM_ID",
+    "SIZE_MASK",
+    "SIZE_SHIFT",
+    "TYPE_SHIFT",
+    "Address",
+    "FrameType",
+    "decode_open",
+    "encode_frame",
+    "encode_open",
+    "is_valid_size",
+]
+
+HEADER: Final = struct.Struct("!QQ")
+HEADER_BYTES: Final = HEADER.size
+DATA_HEADER: Final = struct.Struct("!IIQ")
+"""The same 16 bytes with the first word in halves: type, size and the id's upper 8 bits,
+then its lower 32. Small numbers are quicker to work with."""
+CREDIT_FRAME: Final = struct.Struct("!QQQB")
+"""A whole CREDIT or STATE frame: the header, the limit, the flags."""
+
+TYPE_SHIFT: Final = 60
+SIZE_SHIFT: Final = 40
+SIZE_MASK: Final = (1 << 20) - 1
+ID_MASK: Final = (1 << 40) - 1
+
+MAX_PAYLOAD_BYTES: Final = 256 * 1024
+"""Largest payload of DATA. Reading more from a socket at once gains nothing (measured),
+and a larger frame would make everybody else wait longer."""
+
+MAX_STREAM_ID: Final = ID_MASK
+"""A thousand visitors a second need 34 years to get there."""
+
+MAX_OFFSET: Final = 1 << 62
+"""No offset or limit may pass this; keeps sums of two of them inside 64 bits."""
+
+FIN_DELIVERED: Final = 1
+"""Flag in CREDIT and STATE: your FIN was delivered to the far socket."""
+
+
+class FrameType(IntEnum):
+    """The types of frames; PROTOCOL.md §7 says what each one means."""
+
+    OPEN = 1
+    DATA = 2
+    FIN = 3
+    RESET = 4
+    CREDIT = 5
+    PING = 6
+    PONG = 7
+    SYNC = 8
+    STATE = 9
+    GOAWAY = 10
+
+
+_SIZES: Final[dict[int, range]] = {
+    FrameType.OPEN: range(2, 39),
+    FrameType.DATA: range(1, MAX_PAYLOAD_BYTES + 1),
+    FrameType.FIN: range(1),
+    FrameType.RESET: range(2, 3),
+    FrameType.CREDIT: range(9, 10),
+    FrameType.PING: range(1),
+    FrameType.PONG: range(1),
+    FrameType.SYNC: range(4, 5),
+    FrameType.STATE: range(9, 10),
+    FrameType.GOAWAY: range(2, 3),
+}
+
+
+def is_valid_size(frame_type: int, size: int) -> bool:
+    """Say whether a frame of this type may carry ``size`` bytes; unknown types may not."""
+    sizes = _SIZES.get(frame_type)
+    return sizes is not None and size in sizes
+
+
+def encode_frame(
+    frame_type: FrameType, stream_id: int, value: int, payload: bytes = b""
+) -> bytes:
+    """Return one whole frame; for the frames that are rare."""
+    word = frame_type << TYPE_SHIFT | len(payload) << SIZE_SHIFT | stream_id
+    return HEADER.pack(word, value) + payload
+
+
+Address = tuple[str, int]
+"""An IP address in text and a port; ("", 0) where there is none."""
+
+
+def encode_open(visitor: Address, local: Address) -> bytes:
+    """Return the payload of OPEN: who came, and to which of our addresses.
+
+    Each is one byte of IP version (4, 6, or 0 for "not known"), then the address and,
+    in two bytes, the port; nothing follows a 0.
+    """
+    return _pack_address(visitor) + _pack_address(local)
+
+
+def _pack_address(address: Address) -> bytes:
+    host, port = address
+    if not host:
+        return b"\0"
+    ip = ipaddress.ip_address(host.partition("%")[0])
+    if ip.version == 6 and ip.ipv4_mapped is not None:
+        ip = ip.ipv4_mapped
+    return bytes([ip.version]) + ip.packed + port.to_bytes(2, "big")
+
+
+def decode_open(payload: bytes) -> tuple[Address, Address]:
+    """Return the visitor's address and the one it came to from the payload of OPEN.
+
+    Raises:
+        RemoteProtocolError: If the payload is not laid out like that.
+    """
+    visitor, rest = _unpack_address(payload)
+    local, rest = _unpack_address(rest)
+    if rest:
+        raise RemoteProtocolError("OPEN carries more than two addresses")
+    return visitor, local
+
+
+def _unpack_address(data: bytes) -> tuple[Address, bytes]:
+    size = {0: 0, 4: 4, 6: 16}.get(data[0]) if data else None
+    if size is None or (size and len(data) < size + 3):
+        raise RemoteProtocolError("OPEN carries an address that is cut or of unknown kind")
+    if size == 0:
+        return ("", 0), data[1:]
+    host = str(ipaddress.ip_address(data[1 : 1 + size]))
+    return (host, int.from_bytes(data[1 + size : 3 + size], "big")), data[3 + size :]

@@ -1,0 +1,171 @@
+"""Frames out of what a link delivers, and each one to where it belongs.
+
+Theory of operation
+-------------------
+Bytes come in any pieces. DATA is handed on as it comes, also half a frame: what is left of
+it is remembered as a number, never stored. All other frames are small and wait until they
+are whole. The loop over DATA is written out in one place and allocates one memoryview a
+frame; everything unusual leaves it.
+
+A peer that breaks the rules raises RemoteProtocolError here, and the link is over; what
+concerns one stream resets that stream alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from tunneltcp.protocol.errors import RemoteProtocolError
+from tunneltcp.protocol.frames import (
+    DATA_HEADER,
+    MAX_PAYLOAD_BYTES,
+    FrameType,
+    is_valid_size,
+)
+from tunneltcp.protocol.stream import DISCARD
+
+if TYPE_CHECKING:
+    from tunneltcp.protocol.session import Session
+    from tunneltcp.protocol.stream import Stream
+
+__all__ = ["Receiver"]
+
+_DATA: Final = int(FrameType.DATA)
+
+
+class Receiver:
+    """Takes what the link of a session delivers."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._rest = 0
+        self._rest_stream: Stream | None = None
+
+    def receive(self, view: memoryview, end: int) -> int:
+        """Take the first ``end`` bytes of ``view``; return how many were used up.
+
+        What is left is the beginning of a frame (less than 64 bytes) and must stand in
+        front of what comes next. DATA is handed on as it comes, also half a frame.
+
+        Raises:
+            RemoteProtocolError: The peer broke the protocol; the link is over.
+        """
+        pos = 0
+        if self._rest:
+            pos = self._receive_rest(view, end)
+        unpack = DATA_HEADER.unpack_from
+        find = self._session.streams.get
+        last = end - 16
+        # The hot path, written out: this is where a tunnel spends its own time. The numbers
+        # are those of frames.py; ids above 2**32 take the other way.
+        while pos <= last:
+            first, stream_id, value = unpack(view, pos)
+            size = first >> 8 & 0xFFFFF
+            pos += 16
+            stop = pos + size
+            if first & 0xF00000FF == 0x20000000 and stop <= end:
+                stream = find(stream_id)
+                if (
+                    stream is not None
+                    and value == stream.received
+                    and value + size <= stream.granted
+                    and 0 < size <= 262144
+                ):
+                    stream.received = value + size
+                    taken = stream.deliver(view[pos:stop])
+                    pos = stop
+                    if taken:
+                        stream.delivered = taken = stream.delivered + taken
+                        if not stream.owing or taken >= stream.credit_at:
+                            self._session.owe(stream)
+                    continue
+            stream_id |= (first & 0xFF) << 32
+            if first >> 28 == _DATA:
+                stop = min(stop, end)
+                self._receive_unusual(stream_id, value, size, view[pos:stop])
+                pos = stop
+            elif stop <= end:
+                payload = bytes(view[pos:stop])
+                pos = stop
+                self._receive_control(first >> 28, stream_id, value, payload)
+            elif is_valid_size(first >> 28, size):
+                return pos - 16
+            else:
+                raise RemoteProtocolError(f"a frame of type {first >> 28}, {size} bytes")
+        return pos
+
+    def _receive_rest(self, view: memoryview, end: int) -> int:
+        """Go on with a DATA frame of which only the beginning had come."""
+        part = min(self._rest, end)
+        self._rest -= part
+        if self._rest_stream is not None:
+            self._deliver(self._rest_stream, view[:part])
+        return part
+
+    def _deliver(self, stream: Stream, data: memoryview) -> None:
+        """Hand on the next bytes of a stream, as the hot path does."""
+        if stream.endpoint is DISCARD or not data:
+            return
+        stream.received += len(data)
+        taken = stream.endpoint.deliver(data)
+        if taken:
+            stream.delivered += taken
+            self._session.owe(stream)
+
+    def _receive_unusual(
+        self, stream_id: int, offset: int, size: int, data: memoryview
+    ) -> None:
+        """DATA of which only a part has come, or that is not the next piece of its stream."""
+        if not 0 < size <= MAX_PAYLOAD_BYTES:
+            raise RemoteProtocolError(f"DATA of {size} bytes")
+        stream = self._session.streams.get(stream_id)
+        if stream is None:
+            self._check_known(stream_id)
+        elif offset != stream.received or offset + size > stream.granted:
+            self._session.fail_stream(stream)
+            stream = None
+        self._rest = size - len(data)
+        self._rest_stream = stream
+        if stream is not None:
+            self._deliver(stream, data)
+
+    def _check_known(self, stream_id: int) -> None:
+        """Frames for a stream that is over are ignored; for one that never was, an error."""
+        if stream_id > self._session.last_id or stream_id == 0:
+            raise RemoteProtocolError(f"stream {stream_id} was never opened")
+
+    def _receive_control(
+        self, frame_type: int, stream_id: int, value: int, payload: bytes
+    ) -> None:
+        if not is_valid_size(frame_type, len(payload)):
+            raise RemoteProtocolError(f"a frame of type {frame_type}, {len(payload)} bytes")
+        if frame_type in (FrameType.PING, FrameType.PONG, FrameType.GOAWAY):
+            if stream_id:
+                raise RemoteProtocolError(f"{FrameType(frame_type).name} names a stream")
+            self._receive_for_session(frame_type, value, payload)
+        elif frame_type == FrameType.OPEN:
+            self._session.receive_open(stream_id, value, payload)
+        elif frame_type in (FrameType.SYNC, FrameType.STATE):
+            raise RemoteProtocolError("SYNC or STATE on a link that resumes nothing")
+        else:
+            self._check_known(stream_id)
+            if frame_type == FrameType.RESET:
+                self._session.receive_reset(stream_id, int.from_bytes(payload, "big"))
+                return
+            stream = self._session.streams.get(stream_id)
+            if stream is None:
+                return
+            if frame_type == FrameType.CREDIT:
+                self._session.receive_credit(
+                    stream, value, int.from_bytes(payload[:8], "big"), payload[8]
+                )
+            else:
+                self._session.receive_fin(stream, value)
+
+    def _receive_for_session(self, frame_type: int, value: int, payload: bytes) -> None:
+        if frame_type == FrameType.PING:
+            self._session.sender.pong(value)
+        elif frame_type == FrameType.PONG:
+            self._session.handler.on_pong(value)
+        else:
+            self._session.handler.on_goaway(int.from_bytes(payload, "big"))

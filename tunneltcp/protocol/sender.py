@@ -1,0 +1,209 @@
+"""What a session has to say, in the order in which it is said.
+
+Theory of operation
+-------------------
+What is to be sent waits in three places, served in this order: small answers (PONG, PING,
+RESET answers), CREDIT (one per stream, made when it is written, so it is always the latest),
+and streams that wait for their turn. A stream sends at most one frame of DATA a turn; its
+OPEN goes before its first DATA, its FIN or RESET behind the last. What was handed out can't
+be overtaken any more, so no more is handed out at once than one ``sendmsg`` takes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from tunneltcp.protocol.errors import RemoteProtocolError
+from tunneltcp.protocol.frames import (
+    CREDIT_FRAME,
+    DATA_HEADER,
+    FIN_DELIVERED,
+    HEADER_BYTES,
+    FrameType,
+    encode_frame,
+)
+from tunneltcp.protocol.stream import DISCARD
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tunneltcp.protocol.arena import Arena, Ring
+    from tunneltcp.protocol.stream import Stream
+
+__all__ = ["BATCH_BYTES", "MAX_ANSWERS", "MAX_BATCH_BUFFERS", "Sender"]
+
+BATCH_BYTES: Final = 512 * 1024
+"""Payload handed out at once, about what one ``sendmsg`` takes."""
+MAX_BATCH_BUFFERS: Final = 1000
+"""Buffers handed out at once; ``sendmsg`` takes at most 1,024 (IOV_MAX)."""
+MAX_ANSWERS: Final = 65_536
+"""Small answers that may wait (about 6 MB): as many as a peer has streams at most."""
+
+
+class Sender:
+    """The queue in front of a link.
+
+    Args:
+        arena: Where rings go back to.
+        on_reset_sent: Called with a stream whose RESET was handed out.
+    """
+
+    def __init__(self, arena: Arena, on_reset_sent: Callable[[Stream], None]) -> None:
+        self._arena = arena
+        self._on_reset_sent = on_reset_sent
+        self.ready: deque[Stream] = deque()
+        """Streams that have something to send, in their turn."""
+        self.retired: list[Ring] = []
+        """Rings that buffers handed out may still point to."""
+        self._credits: list[Stream] = []
+        self._answers: list[bytes] = []
+        self._pong: int | None = None
+        self.batch_bytes = 0
+        """Size of what :meth:`data_to_send` returned last."""
+
+    @property
+    def has_output(self) -> bool:
+        """Whether :meth:`data_to_send` would return anything."""
+        if self.ready:
+            return True
+        return bool(self._credits or self._answers or self._pong is not None)
+
+    def enqueue(self, stream: Stream) -> None:
+        """Let the stream have its turn to send."""
+        if not stream.queued:
+            stream.queued = True
+            self.ready.append(stream)
+
+    def owe_credit(self, stream: Stream) -> None:
+        """Send CREDIT for this stream with the next batch."""
+        if not stream.credit_due:
+            stream.credit_due = True
+            self._credits.append(stream)
+
+    def answer(self, frame: bytes) -> None:
+        """Send a small frame of its own.
+
+        Raises:
+            RemoteProtocolError: If the peer makes us answer and does not read.
+        """
+        if len(self._answers) >= MAX_ANSWERS:
+            raise RemoteProtocolError("the peer makes us answer and does not read")
+        self._answers.append(frame)
+
+    def pong(self, value: int) -> None:
+        """Answer a PING; only the latest, if several came."""
+        self._pong = value
+
+    def credit_now(self, stream: Stream) -> None:
+        """Make the last CREDIT of a stream that is about to be forgotten."""
+        if stream.credit_due:
+            self._credits.remove(stream)
+            self._answers.append(self._credit_frame(stream))
+
+    def clear(self) -> None:
+        """The link is lost: nothing of this is sent any more."""
+        self.ready.clear()
+        self._credits.clear()
+        self._answers.clear()
+        self._pong = None
+        self._free_retired()
+
+    def _free_retired(self) -> None:
+        for ring in self.retired:
+            self._arena.give(ring)
+        self.retired.clear()
+
+    def data_to_send(self) -> list[bytes | memoryview]:  # noqa: C901 - the hot path
+        """Return the next buffers for the link, at most about ``BATCH_BYTES`` of payload.
+
+        Everything returned by the call before must have been written by now.
+        """
+        if self.retired:
+            self._free_retired()
+        out: list[bytes | memoryview] = []
+        append = out.append
+        if self._pong is not None:
+            append(encode_frame(FrameType.PONG, 0, self._pong))
+            self._pong = None
+        if self._answers:
+            out += self._answers[:MAX_BATCH_BUFFERS]
+            del self._answers[:MAX_BATCH_BUFFERS]
+        if self._credits:
+            self._append_credits(out)
+        total = sum(map(len, out)) if out else 0
+        # The hot path: no calls, no objects but the two buffers of each frame.
+        ready = self.ready
+        pack = DATA_HEADER.pack
+        left = BATCH_BYTES
+        while ready and left > 0 and len(out) < MAX_BATCH_BUFFERS:
+            stream = ready.popleft()
+            if stream.open_payload is not None:
+                total += self._append_open(stream, out)
+            sent = stream.sent
+            end = stream.head
+            if end > stream.limit:
+                end = stream.limit
+            if sent < end:
+                ring = stream.ring
+                assert ring is not None, "bytes that were read lie in a ring"
+                start = sent & ring.mask
+                size = end - sent
+                if size > ring.size - start:
+                    size = ring.size - start
+                if size > 262144:  # MAX_PAYLOAD_BYTES
+                    size = 262144
+                append(pack(stream.data_word | size << 8, stream.id_word, sent))
+                append(ring.view[start : start + size])
+                sent = stream.sent = sent + size
+                left -= size
+                total += size + 16
+                if sent < end:
+                    ready.append(stream)
+                    continue
+            stream.queued = False
+            if stream.reset_code >= 0 or stream.fin_at == sent:
+                total += self._append_end(stream, out)
+        self.batch_bytes = total
+        return out
+
+    def _credit_frame(self, stream: Stream) -> bytes:
+        stream.credit_due = False
+        delivered = stream.delivered
+        stream.credit_at = delivered + stream.credit_step
+        limit = delivered + stream.window
+        if stream.peer_fin < 0:
+            stream.granted = limit
+        flags = FIN_DELIVERED if stream.fin_delivered else 0
+        return CREDIT_FRAME.pack(stream.credit_word, delivered, limit, flags)
+
+    def _append_credits(self, out: list[bytes | memoryview]) -> None:
+        room = max(0, MAX_BATCH_BUFFERS - len(out))
+        out.extend(
+            self._credit_frame(stream)
+            for stream in self._credits[:room]
+            if stream.endpoint is not DISCARD
+        )
+        del self._credits[:room]
+
+    def _append_open(self, stream: Stream, out: list[bytes | memoryview]) -> int:
+        payload, stream.open_payload = stream.open_payload, None
+        assert payload is not None, "the caller looked"
+        out.append(encode_frame(FrameType.OPEN, stream.id, stream.granted, payload))
+        return HEADER_BYTES + len(payload)
+
+    def _append_end(self, stream: Stream, out: list[bytes | memoryview]) -> int:
+        """FIN or RESET, behind all data that may go."""
+        if stream.reset_code >= 0:
+            if stream.reset_sent:
+                return 0
+            stream.reset_sent = True
+            payload = stream.reset_code.to_bytes(2, "big")
+            out.append(encode_frame(FrameType.RESET, stream.id, 0, payload))
+            self._on_reset_sent(stream)
+            return HEADER_BYTES + 2
+        if stream.fin_sent:
+            return 0
+        stream.fin_sent = True
+        out.append(encode_frame(FrameType.FIN, stream.id, stream.fin_at))
+        return HEADER_BYTES

@@ -1,0 +1,379 @@
+"""All streams of one link: who is there, what each frame means, how much memory they get.
+
+Theory of operation
+-------------------
+The driver of a link feeds what it received to :meth:`Session.receive`, which calls the
+endpoints of the streams, and writes what :meth:`Session.data_to_send` returns: a list of
+buffers for one ``sendmsg``, payloads straight from the rings. No event objects: a DATA frame
+costs a look-up, two comparisons and the call of its endpoint. Time is the driver's: it
+calls :meth:`sweep` every 20 ms while something is owed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Protocol
+
+from tunneltcp.protocol.errors import GoawayCode, RemoteProtocolError, ResetCode
+from tunneltcp.protocol.frames import (
+    FIN_DELIVERED,
+    MAX_OFFSET,
+    FrameType,
+    decode_open,
+    encode_frame,
+    encode_open,
+)
+from tunneltcp.protocol.receiver import Receiver
+from tunneltcp.protocol.sender import Sender
+from tunneltcp.protocol.stream import DISCARD, Endpoint, Stream
+
+if TYPE_CHECKING:
+    from tunneltcp.protocol.arena import Arena
+    from tunneltcp.protocol.frames import Address
+    from tunneltcp.protocol.table import StreamTable
+
+__all__ = [
+    "FIRST_WINDOW_BYTES",
+    "MAX_WINDOW_BYTES",
+    "MIN_WINDOW_BYTES",
+    "SWEEP_SECONDS",
+    "Session",
+    "SessionHandler",
+]
+
+MAX_WINDOW_BYTES: Final = 1024 * 1024
+"""Window of a stream while memory is plenty."""
+MIN_WINDOW_BYTES: Final = 16 * 1024
+"""Window of a stream when memory is short: never less."""
+FIRST_WINDOW_BYTES: Final = 32 * 1024
+"""What a server may send on a stream before the first CREDIT (PROTOCOL.md §4.1)."""
+SWEEP_SECONDS: Final = 0.02
+"""How long a stream is quiet before CREDIT says that all was delivered: long against the
+pauses inside an answer, short against those between two."""
+
+
+class SessionHandler(Protocol):
+    """What the driver of a session wants to know."""
+
+    def on_open(self, stream: Stream, visitor: Address, local: Address) -> Endpoint:
+        """A visitor is there: return the endpoint of its stream (client only)."""
+
+    def on_pong(self, value: int) -> None:
+        """The answer to a PING came back."""
+
+    def on_goaway(self, code: int) -> None:
+        """The peer opens, or takes, no new streams."""
+
+
+class Session:
+    """One end of a session.
+
+    Args:
+        opens: Whether this side opens the streams (the server does).
+        first_limit: What the peer's HELLO lets us send before its first CREDIT; used by
+            the side that opens.
+        max_streams: Streams at the same time; more are reset.
+    """
+
+    def __init__(
+        self,
+        handler: SessionHandler,
+        *,
+        opens: bool,
+        arena: Arena,
+        table: StreamTable,
+        first_limit: int,
+        max_streams: int,
+    ) -> None:
+        # What HELLO granted cannot be taken back, so a client never gives less than that.
+        self._min_window = MIN_WINDOW_BYTES if opens else FIRST_WINDOW_BYTES
+        self.handler = handler
+        self._opens = opens
+        self._first_limit = first_limit
+        self._max_streams = max_streams
+        self.arena = arena
+        self.table = table
+        self.streams: dict[int, Stream] = {}
+        self.resetting: dict[int, Stream] = {}
+        """Streams that we reset and the peer has not answered yet."""
+        self.last_id = 0
+        """The highest id used (by us or by the peer, whoever opens)."""
+        self.granted_bytes = 0
+        """Sum of the windows: what may be granted and not delivered at any time."""
+        self._over_read = 0
+        self._over_delivered = 0
+        self.resets = 0
+        self.starved: list[Stream] = []
+        """Streams that wait for a ring because the budget is used up."""
+        self.owing: list[Stream] = []
+        self.sender = Sender(arena, self._free)
+        self._receiver = Receiver(self)
+        self.receive = self._receiver.receive
+        """See :meth:`Receiver.receive`."""
+        self.data_to_send = self.sender.data_to_send
+        """See :meth:`Sender.data_to_send`."""
+
+    # ------------------------------------------------------------------ streams
+
+    def open_stream(
+        self, endpoint: Endpoint, cookie: int, visitor: Address, local: Address
+    ) -> Stream | None:
+        """Open a stream for a visitor; None if there is no room for another."""
+        window = self._allot_window()
+        if window is None:
+            return None
+        stream_id = self.table.next_stream_id()
+        record = self.table.take(stream_id, cookie)
+        stream = Stream(
+            self,
+            stream_id,
+            record,
+            limit=self._first_limit,
+            granted=window,
+            window=window,
+            open_payload=encode_open(visitor, local),
+        )
+        stream.use(endpoint)
+        self.last_id = stream_id
+        self.streams[stream_id] = stream
+        self.sender.enqueue(stream)
+        return stream
+
+    def _allot_window(self) -> int | None:
+        """Choose the window of a new stream; None if there is no room for one.
+
+        While less than half of the budget is granted, everybody gets the most. Then the
+        least is set aside for each stream that may still come, and a new one gets a
+        sixteenth of what is left over.
+        """
+        left = self.arena.budget_bytes - self.granted_bytes
+        more_to_come = self._max_streams - len(self.streams)
+        least = self._min_window
+        if left < least or more_to_come <= 0:
+            return None
+        if self.granted_bytes * 2 < self.arena.budget_bytes:
+            window = min(MAX_WINDOW_BYTES, left)
+        else:
+            spare = left - more_to_come * least
+            window = max(least, min(MAX_WINDOW_BYTES, spare // 16))
+        self.granted_bytes += window
+        return window
+
+    def reset_stream(self, stream: Stream, code: ResetCode) -> None:
+        """End a stream by RESET from our side; its endpoint is let go of, not called."""
+        if self.streams.get(stream.id) is not stream:
+            return
+        self.resets += 1
+        del self.streams[stream.id]
+        self._part(stream)
+        stream.reset_code = code
+        if stream.open_payload is not None:  # the peer has never heard of it
+            stream.open_payload = None
+            self._free(stream)
+            return
+        self.resetting[stream.id] = stream
+        self.sender.enqueue(stream)
+
+    def _part(self, stream: Stream) -> Endpoint:
+        """Part a stream that is over from its endpoint; return that, to be told."""
+        self.granted_bytes -= stream.window
+        self._over_read += stream.head
+        self._over_delivered += stream.delivered
+        endpoint = stream.endpoint
+        stream.use(DISCARD)
+        return endpoint
+
+    def count_bytes(self) -> tuple[int, int]:
+        """Return how much was ever read from endpoints, and how much they took."""
+        streams = self.streams.values()
+        read = sum(stream.head for stream in streams)
+        delivered = sum(stream.delivered for stream in streams)
+        return self._over_read + read, self._over_delivered + delivered
+
+    def fail_stream(self, stream: Stream) -> None:
+        """The peer said what cannot be true of this stream: it ends, the session goes on."""
+        endpoint = stream.endpoint
+        self.reset_stream(stream, ResetCode.STREAM_ERROR)
+        endpoint.abort(ResetCode.STREAM_ERROR)
+
+    def _free(self, stream: Stream) -> None:
+        """Give back what a stream holds: the record, and the ring once nothing is queued."""
+        if stream.ring is not None:
+            self.sender.retired.append(stream.ring)
+            stream.ring = None
+        self.table.give(stream.record)
+        stream.record = _SPARE_RECORD
+
+    def forget_if_over(self, stream: Stream) -> None:
+        """Forget the stream if both FINs were delivered and we know it of ours."""
+        if stream.fin_delivered and stream.fin_acked and self.streams.get(stream.id) is stream:
+            self.sender.credit_now(stream)
+            del self.streams[stream.id]
+            endpoint = self._part(stream)
+            endpoint.close()
+            self._free(stream)
+
+    def abort_all(self, code: ResetCode) -> None:
+        """The link is lost and will not be resumed: reset every endpoint, free everything."""
+        streams = list(self.streams.values())
+        self.streams.clear()
+        self.resets += len(streams)
+        for stream in streams:
+            endpoint = self._part(stream)
+            endpoint.abort(code)
+            self._free(stream)
+        for stream in self.resetting.values():
+            if not stream.reset_sent:
+                self._free(stream)
+        self.resetting.clear()
+        self.owing.clear()
+        self.starved.clear()
+        self.granted_bytes = 0
+        self.sender.clear()
+
+    # ------------------------------------------------------------------ credit
+
+    def count_delivered(self, stream: Stream, count: int) -> None:
+        """A socket took ``count`` bytes that came for this stream."""
+        stream.delivered += count
+        self.owe(stream)
+
+    def sweep(self) -> None:
+        """Send CREDIT for streams of which all was delivered and nothing more came.
+
+        Call it every ``SWEEP_SECONDS`` while :attr:`owing` is not empty. So an idle stream
+        soon holds no ring on the other side.
+        """
+        still = []
+        for stream in self.owing:
+            if stream.delivered != stream.seen:
+                stream.seen = stream.delivered
+                still.append(stream)
+                continue
+            stream.owing = False
+            if stream.delivered == stream.received != stream.reported:
+                self.sender.owe_credit(stream)
+        self.owing = still
+
+    def owe(self, stream: Stream) -> None:
+        """More was delivered: CREDIT is due, or will be when the stream is quiet."""
+        if stream.delivered >= stream.credit_at:
+            self.sender.owe_credit(stream)
+        elif not stream.owing:
+            stream.owing = True
+            self.owing.append(stream)
+
+    # ---------------------------------------------------------------- own frames
+
+    def ping(self, value: int) -> None:
+        """Send a PING; its PONG carries ``value`` back."""
+        self.sender.answer(encode_frame(FrameType.PING, 0, value))
+
+    def goaway(self, code: GoawayCode) -> None:
+        """Tell the peer that no new streams are opened, or taken, any more."""
+        payload = code.to_bytes(2, "big")
+        self.sender.answer(encode_frame(FrameType.GOAWAY, 0, self.last_id, payload))
+
+    # ------------------------------------------------------- what the peer's frames mean
+
+    def receive_open(self, stream_id: int, limit: int, payload: bytes) -> None:
+        """OPEN: a visitor is there (client only)."""
+        visitor, local = decode_open(payload)
+        if self._opens:
+            raise RemoteProtocolError("the peer opened a stream; only a server does")
+        if limit > MAX_OFFSET or stream_id == 0:
+            raise RemoteProtocolError(f"OPEN with limit {limit} for stream {stream_id}")
+        if stream_id <= self.last_id:
+            return
+        self.last_id = stream_id
+        window = self._allot_window()
+        if window is None:
+            self._answer_reset(stream_id, ResetCode.OVER_LIMIT)
+            self.resets += 1
+            return
+        stream = Stream(
+            self,
+            stream_id,
+            self.table.take(stream_id, 0),
+            limit=limit,
+            granted=window,
+            window=window,
+            open_payload=None,
+        )
+        self.streams[stream_id] = stream
+        self.sender.owe_credit(stream)
+        endpoint = self.handler.on_open(stream, visitor, local)
+        if self.streams.get(stream_id) is stream:
+            stream.use(endpoint)
+
+    def receive_credit(self, stream: Stream, delivered: int, limit: int, flags: int) -> None:
+        """OPEN: a visitor is there (client only)."""
+        fin_delivered = bool(flags & FIN_DELIVERED)
+        if (
+            delivered > stream.sent
+            or limit > MAX_OFFSET
+            or limit < delivered
+            or (fin_delivered and not (stream.fin_sent and delivered == stream.fin_at))
+        ):
+            self.fail_stream(stream)
+            return
+        stream.confirmed = True
+        if limit > stream.limit:
+            stream.limit = limit
+            if stream.sent < stream.head:
+                self.sender.enqueue(stream)
+        if delivered > stream.acked:
+            stream.acked = delivered
+            if delivered == stream.head:
+                stream.release_ring()
+                if self.starved:
+                    self._feed_starved()
+        if fin_delivered:
+            stream.fin_acked = True
+            self.forget_if_over(stream)
+        elif stream.paused and stream.fin_at < 0:
+            stream.paused = False
+            stream.endpoint.resume_reading()
+
+    def receive_fin(self, stream: Stream, final: int) -> None:
+        """CREDIT: what the far socket took, and how far we may go."""
+        if final != stream.received or stream.peer_fin not in (-1, final):
+            self.fail_stream(stream)
+        elif stream.peer_fin < 0:
+            stream.peer_fin = final
+            stream.granted = -1  # whatever still comes is unusual
+            stream.endpoint.deliver_fin()
+
+    def receive_reset(self, stream_id: int, code: int) -> None:
+        """FIN: the peer has no more for this stream."""
+        if code == ResetCode.ANSWER:
+            stream = self.resetting.get(stream_id)
+            if stream is not None and stream.reset_sent:
+                del self.resetting[stream_id]
+            return
+        self._answer_reset(stream_id, ResetCode.ANSWER)
+        stream = self.streams.pop(stream_id, None)
+        if stream is not None:
+            self.resets += 1
+            stream.open_payload = None
+            endpoint = self._part(stream)
+            stream.sent = stream.limit = stream.head
+            stream.fin_at = -1
+            endpoint.abort(code)
+            self._free(stream)
+
+    def _answer_reset(self, stream_id: int, code: ResetCode) -> None:
+        """RESET: the stream is over, or the peer knows that it is."""
+        payload = code.to_bytes(2, "big")
+        self.sender.answer(encode_frame(FrameType.RESET, stream_id, 0, payload))
+
+    def _feed_starved(self) -> None:
+        """Rings came back: let the streams read again that found none."""
+        starved, self.starved = self.starved, []
+        for stream in starved:
+            stream.paused = False
+            stream.endpoint.resume_reading()
+
+
+_SPARE_RECORD: Final = 504
+"""A record that belongs to nobody, in the header's page: stores for a stream that is over
+go there, so that the path of a live one need not ask."""

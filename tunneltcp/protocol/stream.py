@@ -1,0 +1,322 @@
+"""One stream: a visitor's bytes in both directions, inside a session.
+
+Theory of operation
+-------------------
+A stream has two halves that share nothing. The *sending* half reads from its endpoint's
+socket into a ring and frames from there; bytes stay in the ring until the peer says that
+they were delivered::
+
+      0 ........ acked ........ sent ........ head
+                 |<- ring: kept for the peer ->|         sent <= limit, head <= acked + ring
+
+The *receiving* half hands what comes to the endpoint and counts what its socket took;
+whatever was granted and not delivered is bounded by the window::
+
+      0 ........ delivered ........ received ........ granted
+                 |<- in the endpoint ->|<- may come ->|      granted = reported + window
+
+All numbers are absolute offsets in their direction. A stream ends when both FINs were
+delivered and both sides know it, or by RESET; the session forgets it then, never earlier.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Protocol
+
+from tunneltcp.protocol.arena import MAX_RING_BYTES
+from tunneltcp.protocol.frames import SIZE_SHIFT, FrameType
+from tunneltcp.protocol.table import (
+    BYTES_READ,
+    END_READ,
+    ERROR_SEEN,
+    FIN_OFFSET,
+    FLAGS,
+    RING_WORD,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tunneltcp.protocol.arena import Ring
+    from tunneltcp.protocol.errors import ResetCode
+    from tunneltcp.protocol.session import Session
+
+__all__ = ["DISCARD", "Endpoint", "Stream"]
+
+MAX_UNREPORTED_BYTES: Final = 64 * 1024
+"""CREDIT goes out at the latest when so much was delivered (PROTOCOL.md §7.5)."""
+
+FIRST_RING_BYTES: Final = MAX_UNREPORTED_BYTES
+"""Bytes of a stream's first ring: as much as a receiver may leave unreported, so a sender
+never waits for a CREDIT that is not due yet."""
+
+
+class Endpoint(Protocol):
+    """What a stream moves bytes to and from: a socket, or a test's model of one."""
+
+    def deliver(self, data: memoryview) -> int:
+        """Take ``data``; return how many bytes the socket took at once.
+
+        The rest is the endpoint's to keep (copied: the memory is reused at once) and to
+        report later with :meth:`Stream.delivered_more`.
+        """
+
+    def deliver_fin(self) -> None:
+        """The peer has finished: pass that on behind all bytes; see :meth:`Stream.fin_done`."""
+
+    def resume_reading(self) -> None:
+        """There is room again, after :meth:`Stream.fill` found none."""
+
+    def abort(self, code: int) -> None:
+        """The stream is over by RESET: reset the socket and let go of it."""
+
+    def close(self) -> None:
+        """Both directions have finished and both sides know it: let go of the socket."""
+
+
+class _Discard:
+    """The endpoint of a stream that is over: whatever still comes is dropped."""
+
+    def deliver(self, data: memoryview) -> int:
+        del data
+        return 0
+
+    def deliver_fin(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+    def abort(self, code: int) -> None:
+        del code
+
+    def close(self) -> None:
+        pass
+
+
+DISCARD: Final[Endpoint] = _Discard()
+
+
+class Stream:
+    """One visitor's two-way byte flow, seen from one side."""
+
+    __slots__ = (
+        "acked",
+        "confirmed",
+        "credit_at",
+        "credit_due",
+        "credit_step",
+        "credit_word",
+        "data_word",
+        "deliver",
+        "delivered",
+        "endpoint",
+        "fin_acked",
+        "fin_at",
+        "fin_delivered",
+        "fin_sent",
+        "granted",
+        "head",
+        "id",
+        "id_word",
+        "limit",
+        "open_payload",
+        "owing",
+        "paused",
+        "peer_fin",
+        "queued",
+        "read_word",
+        "ready",
+        "received",
+        "record",
+        "reset_code",
+        "reset_sent",
+        "ring",
+        "ring_bytes",
+        "seen",
+        "sent",
+        "session",
+        "window",
+        "words",
+    )
+
+    def __init__(
+        self,
+        session: Session,
+        stream_id: int,
+        record: int,
+        *,
+        limit: int,
+        granted: int,
+        window: int,
+        open_payload: bytes | None,
+    ) -> None:
+        self.session = session
+        self.id = stream_id
+        self.ready = session.sender.ready
+        self.words = session.table.words
+        self.record = record
+        self.read_word = record + BYTES_READ
+        self.use(DISCARD)
+        # Headers of DATA are packed as 32-bit words: smaller numbers, less work.
+        self.data_word = FrameType.DATA << 28 | stream_id >> 32
+        self.id_word = stream_id & 0xFFFFFFFF
+        self.credit_word = FrameType.CREDIT << 60 | 9 << SIZE_SHIFT | stream_id
+        self.open_payload = open_payload
+        """What OPEN will carry; None once it is out, and on the side that was opened."""
+        self.queued = False
+        """Waits for its turn to send."""
+        # The sending half.
+        self.head = 0
+        self.sent = 0
+        self.acked = 0
+        self.limit = limit
+        self.ring: Ring | None = None
+        self.ring_bytes = FIRST_RING_BYTES
+        self.paused = False
+        self.fin_at = -1
+        self.fin_sent = False
+        self.fin_acked = False
+        # The receiving half.
+        self.received = 0
+        self.delivered = 0
+        self.granted = granted
+        self.window = window
+        self.credit_step = min(window // 4, MAX_UNREPORTED_BYTES)
+        self.credit_at = self.credit_step
+        """CREDIT is due when this much was delivered."""
+        self.credit_due = False
+        self.owing = False
+        self.seen = 0
+        self.peer_fin = -1
+        self.fin_delivered = False
+        self.confirmed = False
+        """The peer has answered our OPEN."""
+        self.reset_code = -1
+        self.reset_sent = False
+
+    def __repr__(self) -> str:
+        return (
+            f"<Stream {self.id} acked={self.acked} sent={self.sent} head={self.head}"
+            f" limit={self.limit} delivered={self.delivered} received={self.received}"
+            f" granted={self.granted} fin={self.fin_at} peer_fin={self.peer_fin}"
+            f" reset={self.reset_code}>"
+        )
+
+    def use(self, endpoint: Endpoint) -> None:
+        """Deliver to ``endpoint`` from now on."""
+        self.endpoint = endpoint
+        self.deliver = endpoint.deliver
+
+    @property
+    def reported(self) -> int:
+        """What the last CREDIT said was delivered."""
+        return self.credit_at - self.credit_step
+
+    # ---------------------------------------------------------- the endpoint reads
+
+    def fill(self, receive_into: Callable[[memoryview], int]) -> int:
+        """Receive into the ring: one call of ``receive_into`` with the room there is.
+
+        Returns what it returned (0: the end of input), or -1 if there is no room, in the
+        ring or in the tunnel's memory: stop reading until :meth:`Endpoint.resume_reading`.
+        Whatever ``receive_into`` raises is passed on. At most ``MAX_PAYLOAD_BYTES``.
+        """
+        ring = self.ring
+        head = self.head
+        if ring is None or head - self.acked >= ring.size:
+            ring = self._first_ring() if ring is None else self._grow(ring)
+            if ring is None:
+                self.paused = True
+                return -1
+        start = head & ring.mask
+        end = start + ring.size - head + self.acked
+        if end > ring.size:
+            end = ring.size
+        if end - start > 262144:  # MAX_PAYLOAD_BYTES
+            end = start + 262144
+        count = receive_into(ring.view[start:end])
+        if count:
+            self.words[self.read_word] = self.head = head + count
+            if not self.queued and self.sent < self.limit:
+                self.queued = True
+                self.ready.append(self)
+        return count
+
+    def finish(self) -> None:
+        """The endpoint's socket has no more to read: send FIN behind what was read."""
+        self.fin_at = self.head
+        self.words[self.record + FLAGS] |= END_READ
+        self.session.sender.enqueue(self)
+
+    def reset(self, code: ResetCode) -> None:
+        """The endpoint's socket failed: send what was read as far as it may go, then RESET.
+
+        The endpoint is let go of; it is not called again.
+        """
+        self.words[self.record + FLAGS] |= ERROR_SEEN
+        self.session.reset_stream(self, code)
+
+    # ------------------------------------------------------- the endpoint delivers
+
+    def delivered_more(self, count: int) -> None:
+        """The socket took ``count`` more bytes of what :meth:`Endpoint.deliver` kept."""
+        self.session.count_delivered(self, count)
+
+    def record_fin(self) -> None:
+        """Store that the peer's FIN is about to be relayed; call it before ``shutdown``."""
+        self.words[self.record + FIN_OFFSET] = self.peer_fin + 1
+
+    def fin_done(self) -> None:
+        """The peer's FIN was passed on to the socket, behind all bytes."""
+        self.fin_delivered = True
+        self.session.sender.owe_credit(self)
+        self.session.forget_if_over(self)
+
+    # -------------------------------------------------------------- memory
+
+    def _first_ring(self) -> Ring | None:
+        """Take a ring, as large as the last one if memory is plenty."""
+        arena = self.session.arena
+        ring = None
+        if arena.used_bytes * 2 < arena.budget_bytes:
+            ring = arena.take(self.ring_bytes)
+        if ring is None:
+            ring = arena.take(1)
+        if ring is None:
+            self.session.starved.append(self)
+            return None
+        self.ring = ring
+        self.words[self.record + RING_WORD] = ring.word
+        return ring
+
+    def _grow(self, ring: Ring) -> Ring | None:
+        """Move on to a ring of twice the size, if the peer's limit can use it."""
+        arena = self.session.arena
+        size = ring.size * 2
+        if self.limit - self.acked <= ring.size or size > MAX_RING_BYTES:
+            return None
+        if arena.used_bytes * 2 >= arena.budget_bytes and size * 4 > arena.left_bytes:
+            return None
+        larger = arena.take(size)
+        if larger is None:
+            return None
+        offset, head = self.acked, self.head
+        while offset < head:
+            source, target = offset & ring.mask, offset & larger.mask
+            count = min(head - offset, ring.size - source)
+            larger.view[target : target + count] = ring.view[source : source + count]
+            offset += count
+        self.words[self.record + RING_WORD] = larger.word
+        self.ring = larger
+        self.ring_bytes = size
+        self.session.sender.retired.append(ring)
+        return larger
+
+    def release_ring(self) -> None:
+        """Give the ring back: all that was read is delivered."""
+        ring = self.ring
+        if ring is not None:
+            self.words[self.record + RING_WORD] = 0
+            self.ring = None
+            self.session.arena.give(ring)

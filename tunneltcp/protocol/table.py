@@ -1,0 +1,115 @@
+"""The stream table: what is known of each stream, in memory that outlives its worker.
+
+Layout (64-bit words in the machine's own order; the memory never leaves the machine)::
+
+    header, 4096 bytes                    record, 64 bytes, 65,536 of them
+    0  layout version                     0  SO_COOKIE of the socket; 0: none yet
+    1  session id, first half             1  stream id; 0: the record is free
+    2  session id, second half            2  ring word (arena.py); 0: no ring
+    3  epoch                              3  bytes read from the socket
+    4  last attempt                       4  flags: 1 end of input read, 2 error seen
+    5  next stream id                     5  final offset of the FIN relayed, plus 1; 0: none
+    6  stream in hand                     6  not used
+    7  records ever used                  7  not used
+
+A word is stored after each call on a socket and before the next one, so that whoever finds
+this memory after a crash knows how far its owner came. Stream ids come from the counter in
+the header, which is raised before an id is used: no id is ever used twice.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tunneltcp.protocol.errors import LocalProtocolError
+
+__all__ = ["HEADER_WORDS", "LAYOUT_VERSION", "RECORD_WORDS", "StreamTable"]
+
+LAYOUT_VERSION: Final = 1
+HEADER_WORDS: Final = 4096 // 8
+RECORD_WORDS: Final = 8
+
+COOKIE: Final = 0
+STREAM_ID: Final = 1
+RING_WORD: Final = 2
+BYTES_READ: Final = 3
+FLAGS: Final = 4
+FIN_OFFSET: Final = 5
+
+END_READ: Final = 1
+ERROR_SEEN: Final = 2
+
+_VERSION, _SESSION, _EPOCH, _ATTEMPT, _NEXT_ID, _IN_HAND, _USED = 0, 1, 3, 4, 5, 6, 7
+
+
+class StreamTable:
+    """The header and the records of one tunnel.
+
+    Args:
+        memory: The header and the records; its size says how many there are.
+    """
+
+    def __init__(self, memory: memoryview) -> None:
+        self.words = memory.cast("B").cast("Q")
+        """The table itself. A stream stores into its record through it, at
+        ``record + word``; going through a method would cost more than the store."""
+        self.capacity = (len(self.words) - HEADER_WORDS) // RECORD_WORDS
+        self._free: list[int] = []
+        if self.words[_VERSION] != LAYOUT_VERSION:
+            self.words[_NEXT_ID] = 1
+            self.words[_USED] = 0
+            self.words[_VERSION] = LAYOUT_VERSION
+
+    def clear(self) -> None:
+        """Free every record; the counter of stream ids goes on."""
+        used = min(self.words[_USED], self.capacity)
+        for record in range(HEADER_WORDS, HEADER_WORDS + used * RECORD_WORDS, RECORD_WORDS):
+            if self.words[record + STREAM_ID]:
+                self._wipe(record)
+        self.words[_USED] = 0
+        self._free.clear()
+
+    def next_stream_id(self) -> int:
+        """Return an id that was never used, and make sure it never will be again."""
+        stream_id = self.words[_NEXT_ID]
+        self.words[_NEXT_ID] = stream_id + 1
+        return stream_id
+
+    def set_session(self, session_id: bytes, epoch: int) -> None:
+        """Store which session the records belong to."""
+        self.words[_SESSION] = int.from_bytes(session_id[:8], "big")
+        self.words[_SESSION + 1] = int.from_bytes(session_id[8:16], "big")
+        self.words[_EPOCH] = epoch
+
+    def raise_attempt(self) -> int:
+        """Return a number for the next HELLO, higher than all before it."""
+        self.words[_ATTEMPT] += 1
+        return self.words[_ATTEMPT]
+
+    def take(self, stream_id: int, cookie: int) -> int:
+        """Return the index of a record for this stream: of its first word.
+
+        Raises:
+            LocalProtocolError: If all records are in use; the bound on visitors is lower.
+        """
+        words = self.words
+        if self._free:
+            record = self._free.pop()
+        elif words[_USED] < self.capacity:
+            record = HEADER_WORDS + words[_USED] * RECORD_WORDS
+            words[_USED] += 1
+        else:
+            raise LocalProtocolError("no free record in the stream table")
+        words[record + COOKIE] = cookie
+        words[record + STREAM_ID] = stream_id
+        return record
+
+    def give(self, record: int) -> None:
+        """Free a record."""
+        self._wipe(record)
+        self._free.append(record)
+
+    def _wipe(self, record: int) -> None:
+        self.words[record + STREAM_ID] = 0
+        for word in (COOKIE, RING_WORD, BYTES_READ, FLAGS, FIN_OFFSET):
+            self.words[record + word] = 0

@@ -1,0 +1,1 @@
+"""Where frames meet sockets."""

@@ -1,0 +1,294 @@
+"""The link: one connection that carries a session.
+
+Theory of operation
+-------------------
+What comes is received into one large buffer, which the session works through in place.
+What is to go is asked from the session once per turn of the loop and written with one
+``sendmsg``; what the kernel would not take waits here, and nothing more is asked for until
+it is gone, so the queue in front of a new frame stays short. Reading never waits for
+writing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Protocol
+
+from tunneltcp.net.address import format_address
+from tunneltcp.net.loop import READ, WRITE
+from tunneltcp.net.sockopt import prepare_link
+from tunneltcp.protocol.errors import GoawayCode, RemoteProtocolError, ResetCode
+from tunneltcp.protocol.liveness import Liveness, Verdict
+from tunneltcp.protocol.session import SWEEP_SECONDS, Session
+
+if TYPE_CHECKING:
+    import socket
+
+    from tunneltcp.net.loop import Loop, Timer
+    from tunneltcp.protocol.frames import Address
+    from tunneltcp.protocol.stream import Endpoint, Stream
+    from tunneltcp.relay.memory import ReceiveBuffer, TunnelMemory
+
+__all__ = ["Link", "LinkOwner"]
+
+BATCHES_PER_TURN: Final = 4
+"""Batches written before the others get their turn."""
+_NOTHING: Final[list[bytes | memoryview]] = []
+_WARM_BYTES: Final = 64 * 1024
+"""A receive that touches more than this makes the buffer worth giving back when idle."""
+
+
+class LinkOwner(Protocol):
+    """What a worker wants to know of its link."""
+
+    def on_open(self, link: Link, stream: Stream, visitor: Address, local: Address) -> Endpoint:
+        """A visitor is there (client only)."""
+
+    def on_doubt(self, link: Link) -> None:
+        """The link is silent for too long."""
+
+    def on_trust(self, link: Link) -> None:
+        """A doubted link spoke again."""
+
+    def on_goaway(self, link: Link, code: int) -> None:
+        """The peer opens, or takes, no new streams."""
+
+    def on_lost(self, link: Link, reason: str) -> None:
+        """The link is over; its streams were reset and its socket closed."""
+
+
+class Link:
+    """Runs a session over a connection, from WELCOME to its end."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        sock: socket.socket,
+        owner: LinkOwner,
+        memory: TunnelMemory,
+        buffer: ReceiveBuffer,
+        *,
+        opens: bool,
+        first_limit: int,
+        max_streams: int,
+        idle_ping_seconds: float,
+    ) -> None:
+        prepare_link(sock)
+        self._loop = loop
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._owner = owner
+        self._buffer = buffer
+        self._receive_into = sock.recv_into
+        self._sendmsg = sock.sendmsg
+        self._pending = _NOTHING
+        self._kept = b""
+        self._writing = False
+        self.is_open = True
+        self.peer = format_address(sock.getpeername())
+        self.rtt_seconds = 0.0
+        self.session = Session(
+            self,
+            opens=opens,
+            arena=memory.arena,
+            table=memory.table,
+            first_limit=first_limit,
+            max_streams=max_streams,
+        )
+        self._liveness = Liveness(idle_ping_seconds, loop.now)
+        self._life_timer: Timer | None = None
+        self._sweeping = False
+        self._pings: dict[int, float] = {}
+
+    @property
+    def is_doubted(self) -> bool:
+        """Whether the peer is silent for too long."""
+        return self._liveness.doubted
+
+    @property
+    def heard(self) -> float:
+        """When the last byte came, on the loop's clock."""
+        return self._liveness.heard
+
+    def start(self, rest: bytes) -> None:
+        """Begin; ``rest`` is what came behind the handshake."""
+        self._loop.register(self._fd, READ, self.on_events)
+        self._set_life_timer()
+        if rest:
+            self._take(memoryview(rest), len(rest))
+
+    # ------------------------------------------------------------------ receiving
+
+    def on_events(self, events: int) -> None:
+        """The socket is ready."""
+        if events & READ:
+            self._read()
+        if events & WRITE and self.is_open:
+            self.flush()
+
+    def _read(self) -> bool:
+        """Receive once; return whether anything came."""
+        view = self._buffer.view
+        kept = len(self._kept)
+        if kept:
+            view[:kept] = self._kept
+            view = view[kept:]
+        try:
+            count = self._receive_into(view)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            self._lose(f"connection failed: {error.strerror}")
+            return True
+        if not count:
+            self._lose("closed by the other side")
+            return True
+        if count > _WARM_BYTES:
+            self._buffer.used = True
+        if self._liveness.doubted:
+            self._liveness.hear(self._loop.now)
+            self._set_life_timer()
+            self._owner.on_trust(self)
+        self._liveness.heard = self._loop.now
+        self._take(self._buffer.view, kept + count)
+        return True
+
+    def _take(self, view: memoryview, end: int) -> None:
+        try:
+            used = self.session.receive(view, end)
+        except RemoteProtocolError as error:
+            self.session.goaway(GoawayCode.PROTOCOL_ERROR)
+            self.flush()
+            self._lose(f"protocol error: {error}")
+            return
+        self._kept = bytes(view[used:end]) if used < end else b""
+
+    # -------------------------------------------------------------------- sending
+
+    def flush(self) -> None:
+        """Write what the session has, as far as the kernel takes it."""
+        session = self.session
+        for _ in range(BATCHES_PER_TURN):
+            pending = self._pending
+            if pending:
+                size = sum(map(len, pending))
+            else:
+                pending = session.data_to_send()
+                size = session.sender.batch_bytes
+                if not size:
+                    break
+            try:
+                count = self._sendmsg(pending)
+            except BlockingIOError:
+                count = 0
+            except OSError as error:
+                self._lose(f"connection failed: {error.strerror}")
+                return
+            if count < size:
+                _drop_sent(pending, count)
+                self._pending = pending
+                break
+            self._pending = _NOTHING
+            if not session.sender.has_output:
+                break
+        wanted = bool(self._pending) or session.sender.has_output
+        if wanted != self._writing:
+            self._writing = wanted
+            self._loop.modify(self._fd, READ | WRITE if wanted else READ, self.on_events)
+
+    def end_turn(self) -> None:
+        """At the end of each turn of the loop: write once for all that happened."""
+        session = self.session
+        if not self._writing and session.sender.has_output:
+            self.flush()
+        if session.owing and not self._sweeping:
+            self._sweeping = True
+            self._loop.call_later(SWEEP_SECONDS, self._on_sweep)
+
+    def _on_sweep(self) -> None:
+        self._sweeping = False
+        if self.is_open:
+            self.session.sweep()
+
+    # ------------------------------------------------------------------ life signs
+
+    def ask_for_life(self) -> None:
+        """Send a PING at once, if the link was silent for a moment."""
+        if self._liveness.ask(self._loop.now):
+            self._send_ping()
+            self._set_life_timer()
+
+    def _send_ping(self) -> None:
+        now = self._loop.now
+        value = int(now * 1e6)
+        self._pings = {value: now}
+        self.session.ping(value)
+
+    def _set_life_timer(self) -> None:
+        if self._life_timer is not None:
+            self._life_timer.cancel()
+        if not self._liveness.doubted:
+            when = self._liveness.next_check(busy=bool(self.session.streams))
+            self._life_timer = self._loop.call_at(
+                max(when, self._loop.now + 0.05), self._on_life_timer
+            )
+
+    def _on_life_timer(self) -> None:
+        """Silence is judged only after a read that found nothing."""
+        if self.is_open:
+            self._read()
+        if not self.is_open:
+            return
+        verdict = self._liveness.check(self._loop.now, busy=bool(self.session.streams))
+        if verdict is Verdict.PING:
+            self._send_ping()
+        elif verdict is Verdict.DOUBT:
+            self._owner.on_doubt(self)
+        self._set_life_timer()
+
+    # ------------------------------------------------------------ the session calls
+
+    def on_open(self, stream: Stream, visitor: Address, local: Address) -> Endpoint:
+        """Pass it on."""
+        return self._owner.on_open(self, stream, visitor, local)
+
+    def on_pong(self, value: int) -> None:
+        """Measure the round trip."""
+        sent = self._pings.pop(value, None)
+        if sent is not None:
+            self.rtt_seconds = self._loop.now - sent
+
+    def on_goaway(self, code: int) -> None:
+        """Pass it on."""
+        self._owner.on_goaway(self, code)
+
+    # ------------------------------------------------------------------------- end
+
+    def close(self) -> None:
+        """End the link: its streams are reset, its owner is not called."""
+        if not self.is_open:
+            return
+        self.is_open = False
+        if self._life_timer is not None:
+            self._life_timer.cancel()
+        self._loop.unregister(self._fd)
+        self._sock.close()
+        self._pending = _NOTHING
+        self.session.abort_all(ResetCode.CANCELLED)
+
+    def _lose(self, reason: str) -> None:
+        if self.is_open:
+            self.close()
+            self._owner.on_lost(self, reason)
+
+
+def _drop_sent(buffers: list[bytes | memoryview], count: int) -> None:
+    """Take the first ``count`` bytes out of ``buffers``."""
+    done = 0
+    for buffer in buffers:
+        if count < len(buffer):
+            break
+        count -= len(buffer)
+        done += 1
+    del buffers[:done]
+    if count:
+        buffers[0] = memoryview(buffers[0])[count:]

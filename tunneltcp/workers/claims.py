@@ -1,0 +1,206 @@
+"""Links that are not links yet: preface and handshake, seen from the server.
+
+Each claim is a small state machine in the loop, with one deadline from its first byte to
+WELCOME. Nothing that it says changes anything before its PROOF is right.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import socket
+from typing import TYPE_CHECKING, Final, Protocol
+
+from tunneltcp import __version__
+from tunneltcp.errors import RemoteProtocolError
+from tunneltcp.net.address import format_address
+from tunneltcp.net.loop import READ
+from tunneltcp.net.sockopt import prepare_link
+from tunneltcp.protocol.handshake import (
+    HANDSHAKE_SECONDS,
+    MAX_HANDSHAKE_BYTES,
+    ServerHandshake,
+    Stage,
+)
+from tunneltcp.protocol.messages import Hello, RefusedCode, encode_refused
+from tunneltcp.protocol.preface import PREFACE_BYTES, VERSION, parse_preface
+
+if TYPE_CHECKING:
+    from tunneltcp.net.loop import Loop, Timer
+
+__all__ = ["AGENT", "Claim", "ClaimOwner", "Claims"]
+
+AGENT: Final = f"tunneltcp/{__version__}"
+MAX_CLAIMS: Final = 16
+"""Handshakes at the same time; a client has at most four. Beyond, the oldest goes."""
+
+
+class ClaimOwner(Protocol):
+    """Who decides about a client that has proven that it holds the key."""
+
+    def on_proven(self, claim: Claim) -> None:
+        """Answer with ``claim.welcome`` or ``claim.refuse``, now or within the deadline."""
+
+    def on_refused(self, address: str, reason: str) -> None:
+        """A claim failed; for the log."""
+
+
+class Claim:
+    """One connection that says it is the link."""
+
+    def __init__(
+        self, claims: Claims, loop: Loop, sock: socket.socket, address: object
+    ) -> None:
+        prepare_link(sock)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+        self._claims = claims
+        self._loop = loop
+        self.sock = sock
+        self.address = format_address(address)
+        self._first = b""
+        self._handshake: ServerHandshake | None = None
+        self._timer: Timer = loop.call_later(HANDSHAKE_SECONDS, self._on_deadline)
+        loop.register(sock.fileno(), READ, self._on_readable)
+        self.is_open = True
+
+    @property
+    def hello(self) -> Hello:
+        """What the client said; only for a proven one."""
+        assert self._handshake is not None, "proven"
+        assert self._handshake.hello is not None, "proven"
+        return self._handshake.hello
+
+    def _on_deadline(self) -> None:
+        self.end("it took too long over the handshake")
+
+    def _on_readable(self, events: int) -> None:
+        del events
+        try:
+            data = self.sock.recv(MAX_HANDSHAKE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self.end(f"connection failed: {error.strerror}")
+            return
+        if not data:
+            self.end("closed in the handshake")
+            return
+        try:
+            self._receive(data)
+        except RemoteProtocolError as error:
+            self.end(str(error))
+
+    def _receive(self, data: bytes) -> None:
+        if self._handshake is None:
+            self._first += data
+            if len(self._first) < PREFACE_BYTES:
+                return
+            data = self._first[PREFACE_BYTES:]
+            if not self._check_preface(self._first[:PREFACE_BYTES]):
+                return
+        handshake = self._handshake
+        assert handshake is not None, "set by _check_preface"
+        decided = handshake.stage not in (Stage.WAITING, Stage.CHALLENGED)
+        if decided:  # frames before WELCOME
+            raise RemoteProtocolError("handshake: sent more before WELCOME")
+        handshake.receive(data)
+        self._write(handshake.data_to_send())
+        if handshake.is_proven:
+            self._claims.owner.on_proven(self)
+        elif handshake.stage is Stage.REFUSED:
+            self.end("it does not hold the key of this port, or speaks another version")
+
+    def _check_preface(self, first: bytes) -> bool:
+        preface = parse_preface(first, self._claims.keys)
+        code = None
+        if preface.key is None:
+            code = RefusedCode.DENIED
+        elif preface.version != VERSION:
+            code = RefusedCode.VERSION
+        elif preface.tls:
+            code = RefusedCode.TLS
+        if code is not None:
+            self._write(encode_refused(code))
+            self.end(f"refused: {code.value}")
+            return False
+        self._handshake = ServerHandshake(
+            first,
+            agent=AGENT,
+            port=self._claims.port,
+            keys=self._claims.keys,
+            nonce=secrets.token_bytes(32),
+            stand_in_key=secrets.token_bytes(32),
+        )
+        return True
+
+    def _write(self, data: bytes) -> None:
+        # A few hundred bytes into an empty socket: what does not fit never will.
+        if data and self.is_open:
+            with contextlib.suppress(OSError):
+                self.sock.send(data)
+
+    def welcome(self, session: str, epoch: int) -> bytes:
+        """Take the link; return what came behind the handshake. The socket is handed over."""
+        handshake = self._handshake
+        assert handshake is not None, "proven"
+        handshake.welcome(session, epoch)
+        self._write(handshake.data_to_send())
+        self._let_go()
+        return handshake.rest
+
+    def refuse(self, code: RefusedCode, holder: str = "") -> None:
+        """Do not take the link."""
+        if not self.is_open:
+            return
+        assert self._handshake is not None, "proven"
+        self._handshake.refuse(code, holder)
+        self._write(self._handshake.data_to_send())
+        self.end(f"refused: {code.value}")
+
+    def _let_go(self) -> None:
+        self.is_open = False
+        self._timer.cancel()
+        self._loop.unregister(self.sock.fileno())
+        self._claims.forget(self)
+
+    def end(self, reason: str) -> None:
+        """Close, without another word."""
+        if self.is_open:
+            self._let_go()
+            # Closing a socket with unread input resets it, and could destroy our answer.
+            with contextlib.suppress(OSError):
+                self.sock.shutdown(socket.SHUT_WR)
+                self.sock.recv(MAX_HANDSHAKE_BYTES)
+            self.sock.close()
+            self._claims.owner.on_refused(self.address, reason)
+
+
+class Claims:
+    """All claims of one tunnel."""
+
+    def __init__(
+        self, loop: Loop, port: int, keys: tuple[bytes, ...], owner: ClaimOwner
+    ) -> None:
+        self._loop = loop
+        self.port = port
+        self.keys = keys
+        self.owner = owner
+        self._open: dict[Claim, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def add(self, sock: socket.socket, address: object) -> None:
+        """A connection begins like a link."""
+        if len(self._open) >= MAX_CLAIMS:
+            next(iter(self._open)).end("newer handshakes need its place")
+        self._open[Claim(self, self._loop, sock, address)] = None
+
+    def forget(self, claim: Claim) -> None:
+        """The claim is over, either way."""
+        self._open.pop(claim, None)
+
+    def close(self) -> None:
+        """End all of them."""
+        for claim in list(self._open):
+            claim.end("the worker leaves")

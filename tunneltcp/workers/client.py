@@ -1,0 +1,282 @@
+"""The client's worker: gets the link, keeps it, and connects visitors to the target."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any, Final
+
+from tunneltcp.control.counters import Counter
+from tunneltcp.net.address import literal_addresses
+from tunneltcp.protocol.errors import GoawayCode, ResetCode
+from tunneltcp.protocol.messages import Hello, RefusedCode
+from tunneltcp.protocol.session import FIRST_WINDOW_BYTES
+from tunneltcp.protocol.stream import DISCARD
+from tunneltcp.relay.link import Link
+from tunneltcp.relay.relay import Relay, TargetRelay
+from tunneltcp.workers.base import Worker
+from tunneltcp.workers.claims import AGENT
+from tunneltcp.workers.dial import Attempt
+
+if TYPE_CHECKING:
+    from tunneltcp.control.context import WorkerContext
+    from tunneltcp.net.address import SocketAddress
+    from tunneltcp.net.loop import Timer
+    from tunneltcp.protocol.frames import Address
+    from tunneltcp.protocol.messages import Refusal
+    from tunneltcp.protocol.stream import Endpoint, Stream
+
+__all__ = ["ClientWorker"]
+
+DIAL_SECONDS: Final = 0.7
+"""A new attempt starts this often beside those still pending: one patient ``connect`` comes
+up as late as 10 s after the network is back, a loop of fresh ones within one period."""
+SLOW_DIAL_SECONDS: Final = 2.0
+"""The same after ``SLOW_AFTER_SECONDS`` in vain."""
+SLOW_AFTER_SECONDS: Final = 60.0
+MAX_ATTEMPTS: Final = 4
+"""Attempts pending at once; with the period above, one that needs 2.8 s still comes up."""
+RESOLVE_SECONDS: Final = 5.0
+"""A name is asked for again no more often than this."""
+MAX_REFUSED_SECONDS: Final = 30.0
+"""Longest pause after REFUSED, which only a person can heal."""
+MAX_IN_USE_SECONDS: Final = 5.0
+"""Longest pause where the owner of the port may leave at any time, or the server starts."""
+
+
+class ClientWorker(Worker):
+    """One target, and the link to the port where its visitors come."""
+
+    def __init__(self, context: WorkerContext) -> None:
+        super().__init__(context)
+        self._server_addresses = literal_addresses(context.server_host, context.link_port)
+        self._target_addresses = literal_addresses(context.target_host, context.target_port)
+        self._resolve_after: dict[str, float] = {}
+        self._next_address = 0
+        self._attempts: list[Attempt] = []
+        self._dial_timer: Timer | None = None
+        self._dialling_since = self.loop.now
+        self._refusals = 0
+        self._relays: set[Relay] = set()
+
+    def start(self) -> None:
+        """Begin to dial."""
+        if not self._target_addresses:
+            self._resolve(self.context.target_host, self.context.target_port)
+        self._dial_soon(0.0)
+
+    def count_connections(self) -> int:
+        """Return how many connections this worker holds now."""
+        return super().count_connections() + len(self._relays) + len(self._attempts)
+
+    # ----------------------------------------------------------------------- names
+
+    def _resolve(self, host: str, port: int) -> None:
+        """Ask the master to look a name up: that can block, and a worker never does."""
+        if self.loop.now >= self._resolve_after.get(host, 0.0):
+            self._resolve_after[host] = self.loop.now + RESOLVE_SECONDS
+            self.tell({"type": "resolve", "host": host, "port": port})
+
+    def on_addresses(self, message: dict[str, Any]) -> None:
+        """The master's answer. The old addresses stay if it has none."""
+        found: list[SocketAddress] = [
+            (family, (ip, port, 0, scope) if ":" in ip else (ip, port))
+            for family, ip, port, scope in message.get("addresses") or ()
+        ]
+        name = (message.get("host"), message.get("port"))
+        if not found:
+            self._complain(f"the name {name[0]} cannot be resolved", message.get("error"))
+            return
+        if name == (self.context.server_host, self.context.link_port):
+            if not self._server_addresses and self._wants_link():
+                self._dial_soon(0.0)
+            self._server_addresses = found
+        if name == (self.context.target_host, self.context.target_port):
+            self._target_addresses = found
+
+    def _complain(self, what: str, why: object) -> None:
+        self.warn(f"{what}: {why}", f"{what}: {why}")
+
+    # --------------------------------------------------------------------- dialling
+
+    def _dial_soon(self, seconds: float) -> None:
+        if self._dial_timer is not None:
+            self._dial_timer.cancel()
+        self._dial_timer = self.loop.call_later(seconds, self._dial)
+
+    def _wants_link(self) -> bool:
+        return not self.draining and (self.link is None or self.link.is_doubted)
+
+    def _dial(self) -> None:
+        """Start one attempt beside those that are pending, and come back."""
+        self._dial_timer = None
+        if not self._wants_link():
+            return
+        if not literal_addresses(self.context.server_host, self.context.link_port):
+            self._resolve(self.context.server_host, self.context.link_port)
+        if self._server_addresses and len(self._attempts) < MAX_ATTEMPTS:
+            # All addresses in turn, beginning with the one that worked last.
+            address = self._server_addresses[self._next_address % len(self._server_addresses)]
+            self._next_address += 1
+            self._start_attempt(address)
+        self._dial_later()
+
+    def _dial_later(self) -> None:
+        """Come back in a while, unless that is arranged already or not wanted any more."""
+        if self._dial_timer is None and self._wants_link():
+            tried = self.loop.now - self._dialling_since
+            period = SLOW_DIAL_SECONDS if tried > SLOW_AFTER_SECONDS else DIAL_SECONDS
+            self._dial_soon(period * random.uniform(0.85, 1.15))  # noqa: S311 - no secret
+
+    def _start_attempt(self, address: SocketAddress) -> None:
+        hello = Hello(
+            agent=AGENT,
+            host_id=self.context.host_id,
+            run_id=self.context.run_id,
+            port=self.context.port,
+            window=FIRST_WINDOW_BYTES,
+            session=None,
+            attempt=self.memory.table.raise_attempt(),
+        )
+        try:
+            attempt = Attempt(self.loop, address, hello, self.context.keys[0], self)
+        except OSError as error:  # no descriptor, no such address family
+            self._complain("cannot dial", error.strerror)
+            return
+        self._attempts.append(attempt)
+        attempt.start()
+
+    def on_challenged(self, attempt: Attempt) -> None:
+        """Prove it, unless another attempt is just doing that."""
+        if not any(other.is_proving for other in self._attempts):
+            attempt.prove()
+
+    def on_failure(self, attempt: Attempt, reason: str, refusal: Refusal | None) -> None:
+        """Another attempt follows in its time; only a refusal makes us slower."""
+        self._attempts.remove(attempt)
+        self._complain(f"no link to {attempt.where}", reason)
+        self.tell({"type": "link", "state": "down", "peer": attempt.where, "reason": reason})
+        if refusal is not None:
+            self._refusals += 1
+            heals = refusal.code in (RefusedCode.IN_USE, RefusedCode.DRAINING)
+            longest = MAX_IN_USE_SECONDS if heals else MAX_REFUSED_SECONDS
+            pause = min(longest, 0.5 * 2 ** min(self._refusals, 10))
+            self._dial_soon(pause * random.uniform(0.85, 1.15))  # noqa: S311 - no secret
+        for other in self._attempts:
+            if other.is_challenged:
+                other.prove()
+                break
+
+    def on_welcome(self, attempt: Attempt, rest: bytes) -> None:
+        """The first of all that speaks is the link."""
+        self._attempts.remove(attempt)
+        self._cancel_attempts()
+        if self.link is not None:
+            self.link.close()
+            self.drop_link("silent, replaced by a new one")
+        self._refusals = 0
+        self._server_addresses.remove(attempt.address)
+        self._server_addresses.insert(0, attempt.address)
+        self._next_address = 0
+        link = Link(
+            self.loop,
+            attempt.sock,
+            self,
+            self.memory,
+            self.buffer,
+            opens=False,
+            first_limit=0,
+            max_streams=self.context.max_visitors,
+            idle_ping_seconds=self.context.idle_ping_seconds,
+        )
+        self.use_link(link, rest, "")
+
+    def _cancel_attempts(self) -> None:
+        for attempt in self._attempts:
+            attempt.cancel()
+        self._attempts.clear()
+        if self._dial_timer is not None:
+            self._dial_timer.cancel()
+            self._dial_timer = None
+
+    # ------------------------------------------------------------------------- link
+
+    def on_doubt(self, link: Link) -> None:
+        """Dial beside it: the first of the two that speaks stays."""
+        super().on_doubt(link)
+        self._dialling_since = self.loop.now
+        self._dial_soon(0.0)
+
+    def on_trust(self, link: Link) -> None:
+        """It spoke again: what is dialled beside it is not needed."""
+        super().on_trust(link)
+        self._cancel_attempts()
+
+    def on_lost(self, link: Link, reason: str) -> None:
+        """Dial again, at once."""
+        if link is not self.link:
+            return
+        self.drop_link(reason)
+        if self.draining:
+            self.leave()
+            return
+        self._dialling_since = self.loop.now
+        self._dial_soon(0.0)
+
+    def on_goaway(self, link: Link, code: int) -> None:
+        """The server opens no more streams; its end will follow."""
+        del code
+        self.log.info("the server at {} is stopping", link.peer)
+
+    def on_open(self, link: Link, stream: Stream, visitor: Address, local: Address) -> Endpoint:
+        """A visitor: connect to the target for it."""
+        del link, visitor, local
+        self.counters[Counter.VISITORS_TOTAL] += 1
+        if self.draining:
+            stream.reset(ResetCode.STOPPING)
+            return DISCARD
+        if not self._target_addresses:
+            self._resolve(self.context.target_host, self.context.target_port)
+            stream.reset(ResetCode.TARGET_UNREACHABLE)
+            return DISCARD
+        try:
+            relay = TargetRelay(
+                self.loop, self._target_addresses, self._on_relay_over, self._on_connected
+            )
+        except OSError as error:
+            self._complain("cannot connect to the target", error.strerror)
+            stream.reset(ResetCode.OVER_LIMIT)
+            return DISCARD
+        self._relays.add(relay)
+        self.counters[Counter.VISITORS] = len(self._relays)
+        relay.start(stream)
+        return relay
+
+    def _on_connected(self, relay: TargetRelay) -> None:
+        """Remember which address answered: the next visitor asks that one first."""
+        index = relay.tried
+        if index and index < len(self._target_addresses):
+            self._target_addresses.insert(0, self._target_addresses.pop(index))
+
+    def _on_relay_over(self, relay: Relay) -> None:
+        self._relays.discard(relay)
+        self.counters[Counter.VISITORS] = len(self._relays)
+        if isinstance(relay, TargetRelay) and relay.refused and relay.is_connecting:
+            target = f"{self.context.target_host}:{self.context.target_port}"
+            self._complain(f"a visitor came, but {target} cannot be reached", relay.refused)
+            if not literal_addresses(self.context.target_host, self.context.target_port):
+                self._resolve(self.context.target_host, self.context.target_port)
+        if self.draining:
+            self._leave_if_empty()
+
+    # --------------------------------------------------------------------- draining
+
+    def drain(self) -> None:
+        """Tell the server that we leave; visitors that are here may finish."""
+        self._cancel_attempts()
+        if self.link is not None:
+            self.link.session.goaway(GoawayCode.DRAINING)
+        self._leave_if_empty()
+
+    def _leave_if_empty(self) -> None:
+        if not self._relays:
+            self.leave()

@@ -1,0 +1,150 @@
+"""One attempt to become the link: connect, handshake."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import socket
+from typing import TYPE_CHECKING, Protocol
+
+from tunneltcp.errors import RemoteProtocolError
+from tunneltcp.net.address import format_address
+from tunneltcp.net.loop import READ, WRITE
+from tunneltcp.net.sockopt import prepare_link
+from tunneltcp.protocol.handshake import (
+    HANDSHAKE_SECONDS,
+    MAX_HANDSHAKE_BYTES,
+    ClientHandshake,
+    Stage,
+)
+
+if TYPE_CHECKING:
+    from tunneltcp.net.address import SocketAddress
+    from tunneltcp.net.loop import Loop
+    from tunneltcp.protocol.messages import Hello, Refusal
+
+__all__ = ["Attempt", "AttemptOwner"]
+
+
+class AttemptOwner(Protocol):
+    """What a client wants to know of its attempts."""
+
+    def on_challenged(self, attempt: Attempt) -> None:
+        """The server answered: call ``attempt.prove`` when no other attempt is proving."""
+
+    def on_welcome(self, attempt: Attempt, rest: bytes) -> None:
+        """There is a link; ``attempt.sock`` is handed over."""
+
+    def on_failure(self, attempt: Attempt, reason: str, refusal: Refusal | None) -> None:
+        """This attempt came to nothing."""
+
+
+class Attempt:
+    """Dials one address; over within ``HANDSHAKE_SECONDS``, one way or the other."""
+
+    def __init__(
+        self, loop: Loop, address: SocketAddress, hello: Hello, key: bytes, owner: AttemptOwner
+    ) -> None:
+        self._loop = loop
+        self._owner = owner
+        self.address = address
+        self.number = hello.attempt
+        self._handshake = ClientHandshake(hello, key, secrets.token_bytes(48))
+        self.is_open = True
+        self.is_proving = False
+        self.is_challenged = False
+        self._timer = loop.call_later(HANDSHAKE_SECONDS, self._on_deadline)
+        self.sock = socket.socket(address[0], socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        prepare_link(self.sock)
+        self._registered = False
+
+    @property
+    def where(self) -> str:
+        """Whom it dials, for a person."""
+        return format_address(self.address[1])
+
+    def start(self) -> None:
+        """Begin to connect."""
+        error = self.sock.connect_ex(self.address[1])
+        if error not in (0, errno.EINPROGRESS):
+            self._fail(os.strerror(error))
+            return
+        self._loop.register(self.sock.fileno(), WRITE, self._on_connect)
+        self._registered = True
+
+    def _on_connect(self, events: int) -> None:
+        del events
+        error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            self._fail(os.strerror(error))
+            return
+        if self.sock.getsockname() == self.sock.getpeername():
+            self._fail("nobody listens there (the connection reached itself)")
+            return
+        self._loop.modify(self.sock.fileno(), READ, self._on_readable)
+        self._write()
+
+    def _write(self) -> None:
+        # A few hundred bytes into an empty socket: what does not fit never will.
+        with contextlib.suppress(OSError):
+            self.sock.send(self._handshake.data_to_send())
+
+    def _on_readable(self, events: int) -> None:
+        del events
+        try:
+            data = self.sock.recv(MAX_HANDSHAKE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._fail(error.strerror or "connection failed")
+            return
+        if not data:
+            self._fail("the server closed the connection in the handshake")
+            return
+        try:
+            self._handshake.receive(data)
+        except RemoteProtocolError as error:
+            self._fail(f"what answers there is no tunneltcp server: {error}")
+            return
+        self._follow()
+
+    def _follow(self) -> None:
+        stage = self._handshake.stage
+        if stage is Stage.CHALLENGED and not self.is_challenged:
+            self.is_challenged = True
+            self._owner.on_challenged(self)
+        elif stage is Stage.REFUSED:
+            refusal = self._handshake.refusal
+            assert refusal is not None, "REFUSED comes with a reason"
+            self._fail(f"refused: {refusal.code.value}", refusal)
+        elif stage is Stage.WELCOMED:
+            self._let_go()
+            self._owner.on_welcome(self, self._handshake.rest)
+
+    def prove(self) -> None:
+        """Send PROOF: of the attempts of one client, one at a time."""
+        self.is_proving = True
+        self._handshake.prove()
+        self._write()
+
+    def _on_deadline(self) -> None:
+        self._fail("no answer")
+
+    def _let_go(self) -> None:
+        self.is_open = False
+        self._timer.cancel()
+        if self._registered:
+            self._loop.unregister(self.sock.fileno())
+
+    def cancel(self) -> None:
+        """Another attempt won, or the worker leaves: no more calls to the owner."""
+        if self.is_open:
+            self._let_go()
+            self.sock.close()
+
+    def _fail(self, reason: str, refusal: Refusal | None = None) -> None:
+        if self.is_open:
+            self.cancel()
+            self._owner.on_failure(self, reason, refusal)

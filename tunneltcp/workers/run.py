@@ -1,0 +1,20 @@
+"""The entry point of a worker."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tunneltcp.control.context import Role
+from tunneltcp.workers.client import ClientWorker
+from tunneltcp.workers.server import ServerWorker
+
+if TYPE_CHECKING:
+    from tunneltcp.control.context import WorkerContext
+
+__all__ = ["run_worker"]
+
+
+def run_worker(context: WorkerContext) -> int:
+    """Serve one tunnel in this process; return the exit code."""
+    side = ServerWorker if context.role is Role.SERVER else ClientWorker
+    return side(context).run()
