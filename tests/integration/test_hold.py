@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -64,7 +65,8 @@ def test_visitors_that_wait_are_served_when_the_client_comes(
     """Who spoke, who says nothing, and who sent a lot and is done."""
     port = ports[LONG]
     before = server.tunnel(port)["visitors_total"]
-    with Apps() as apps, connect(port) as speaks, connect(port) as silent:
+    with Apps() as apps, ExitStack() as stack:
+        speaks, silent = (stack.enter_context(connect(port)) for _ in range(2))
         speaks.sendall(b"hello")
         wait_until(lambda: server.tunnel(port)["held"] >= 1, 5, lambda: f"{server.tunnel(port)}")
         assert server.tunnel(port)["link"]["state"] == "down"
@@ -75,5 +77,6 @@ def test_visitors_that_wait_are_served_when_the_client_comes(
             assert receive_exactly(speaks, 5) == b"hello"
             silent.sendall(b"late")
             assert receive_exactly(silent, 4) == b"late"
-    wait_until(lambda: server.tunnel(port)["visitors"] == 0)
+            stack.close()
+            wait_until(lambda: server.tunnel(port)["visitors"] == 0)
     assert server.tunnel(port)["visitors_total"] == before + 2

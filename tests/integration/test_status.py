@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -14,6 +15,7 @@ import orjson
 import pytest
 
 from tests.support.apps import Apps
+from tests.support.ports import free_port
 from tests.support.processes import Json, Master, TunnelPair, run_tunneltcp
 from tests.support.require import require_root
 from tests.support.service import ROOT
@@ -126,16 +128,38 @@ def test_two_pairs_run_side_by_side(pair: TunnelPair, target: int, tmp_path: Pat
     assert pair.server.link_up(pair.port)
 
 
-def test_instances_are_found_by_name(target: int, tmp_path: Path) -> None:
-    """Folders of their own by default, named after the instance."""
+def test_an_instance_is_found_by_its_name(target: int, tmp_path: Path) -> None:
+    """It chooses its folders itself, named after the instance, and is found there."""
+    name = f"test-{os.getpid()}"
     runtime = tmp_path / "run"
     runtime.mkdir(mode=0o700)
-    if os.geteuid() == 0:
-        pytest.skip("as root the folders are those of the system")
     environment = {"XDG_RUNTIME_DIR": str(runtime), "XDG_STATE_HOME": str(tmp_path / "state")}
-    with Master("server", [], tmp_path / "m", environment=environment):
-        done = run_tunneltcp("status", "--instance=test", env={**os.environ, **environment})
-        assert done.returncode == 0
+    root = os.geteuid() == 0
+    run_dir = (Path("/run") if root else runtime) / "tunneltcp" / name
+    config = [{"remote_port": free_port()}]
+    server = Master(
+        "server", config, tmp_path / "m", instance=name, run_dir=run_dir, environment=environment
+    )
+    try:
+        with server:
+            done = run_tunneltcp(
+                "status", "--json", f"--instance={name}", environment=environment
+            )
+            assert done.returncode == 0, done.stderr
+            status = orjson.loads(done.stdout)
+            assert status["pid"] == server.pid
+            assert Path(status["log_dir"], "master.log").exists()
+            for folder in (status["log_dir"], status["state_dir"]):
+                assert name in Path(folder).parts
+                if not root:
+                    assert Path(folder).is_relative_to(tmp_path / "state")
+    finally:
+        if root:
+            for base in ("/var/lib", "/var/log"):
+                shutil.rmtree(Path(base, "tunneltcp", name), ignore_errors=True)
+    done = run_tunneltcp("status", f"--instance={name}", environment=environment)
+    assert done.returncode == 1
+    assert name in done.stderr
 
 
 def test_another_user_is_told_whose_master_it_is(pair: TunnelPair, tmp_path: Path) -> None:

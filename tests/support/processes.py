@@ -47,13 +47,19 @@ def alive(pid: int) -> bool:
 
 
 def run_tunneltcp(
-    *words: str, module: str = "tunneltcp", timeout: float = 20, **options: Any
+    *words: str,
+    module: str = "tunneltcp",
+    timeout: float = 20,
+    environment: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run the command line to its end and return what came of it."""
-    command = [sys.executable, "-m", module, *words]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=timeout, env=environment, **options
+        [sys.executable, "-m", module, *words],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},
+        check=False,
     )
 
 
@@ -77,7 +83,18 @@ class Master:
         prefix: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
         arguments: Sequence[str] = (),
+        run_dir: Path | None = None,
     ) -> None:
+        """Prepare it; nothing is started yet.
+
+        Args:
+            server: Whom a client dials.
+            bind: Where a server listens.
+            prefix: Words before the command, such as ``ip netns exec NAME``.
+            environment: Added to ours.
+            arguments: Further options.
+            run_dir: Where its run folder will be if it is to choose its folders itself.
+        """
         self.role = role
         self.instance = instance
         self.folder = folder
@@ -85,7 +102,8 @@ class Master:
         self.allowed: list[str] = []
         """Regular expressions for log lines that may complain."""
         # The path of a socket may have 107 bytes, and the folder of a test has a long name.
-        self.run_dir = Path(tempfile.mkdtemp(prefix="tt-run-"))
+        self._chooses = run_dir is not None
+        self.run_dir = run_dir or Path(tempfile.mkdtemp(prefix="tt-run-"))
         self.state_dir = folder / "state"
         self.log_dir = folder / "log"
         self.config_path = folder / "config.json"
@@ -102,6 +120,8 @@ class Master:
 
     def folder_words(self) -> list[str]:
         """The options that name this instance and its folders."""
+        if self._chooses:
+            return [f"--instance={self.instance}"]
         return [
             f"--instance={self.instance}",
             f"--run-dir={self.run_dir}",

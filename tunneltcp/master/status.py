@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from tunneltcp.control.counters import Counter, LinkState
+from tunneltcp.log import dropped_lines
 from tunneltcp.master.report import stamp
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def master_status(
         "since": since,
         "log_dir": str(folders.log),
         "state_dir": str(folders.state),
+        "log_dropped": dropped_lines(),
         "tunnels": [tunnel_status(tunnel) for tunnel in tunnels],
     }
 

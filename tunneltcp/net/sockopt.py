@@ -13,6 +13,7 @@ from typing import Final
 __all__ = [
     "close_cleanly",
     "cookie",
+    "is_connected_to_itself",
     "prepare_connection",
     "prepare_link",
     "prepare_listener",
@@ -72,6 +73,18 @@ def close_cleanly(sock: socket.socket) -> None:
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _FINISH_AT_CLOSE)
     sock.close()
+
+
+def is_connected_to_itself(sock: socket.socket) -> bool:
+    """Say whether this connection has only one end.
+
+    A connect to a closed local port of the ephemeral range can come out at that very port,
+    and then reaches itself (simultaneous open, RFC 9293 §3.5).
+    """
+    try:
+        return bool(sock.getsockname() == sock.getpeername())
+    except OSError:
+        return False
 
 
 def cookie(sock: socket.socket) -> int:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Protocol
 
-from tunneltcp.net.address import format_address
 from tunneltcp.net.loop import READ, WRITE
 from tunneltcp.net.sockopt import prepare_link
 from tunneltcp.protocol.errors import GoawayCode, RemoteProtocolError, ResetCode
@@ -32,6 +31,8 @@ __all__ = ["Link", "LinkOwner"]
 
 BATCHES_PER_TURN: Final = 4
 """Batches written before the others get their turn."""
+RTT_SECONDS: Final = 10.0
+"""A link that is never silent gets a PING this often all the same: its round trip is shown."""
 _NOTHING: Final[list[bytes | memoryview]] = []
 _WARM_BYTES: Final = 64 * 1024
 """A receive that touches more than this makes the buffer worth giving back when idle."""
@@ -67,6 +68,7 @@ class Link:
         memory: TunnelMemory,
         buffer: ReceiveBuffer,
         *,
+        peer: str,
         opens: bool,
         first_limit: int,
         max_streams: int,
@@ -84,7 +86,7 @@ class Link:
         self._kept = b""
         self._writing = False
         self.is_open = True
-        self.peer = format_address(sock.getpeername())
+        self.peer = peer
         self.rtt_seconds = 0.0
         self.session = Session(
             self,
@@ -97,6 +99,7 @@ class Link:
         self._liveness = Liveness(idle_ping_seconds, loop.now)
         self._life_timer: Timer | None = None
         self._sweeping = False
+        self._measured = loop.now
         self._pings: dict[int, float] = {}
 
     @property
@@ -112,6 +115,7 @@ class Link:
     def start(self, rest: bytes) -> None:
         """Begin; ``rest`` is what came behind the handshake."""
         self._loop.register(self._fd, READ, self.on_events)
+        self._send_ping()  # for its round trip; whether it is answered is not judged
         self._set_life_timer()
         if rest:
             self._take(memoryview(rest), len(rest))
@@ -218,7 +222,7 @@ class Link:
             self._set_life_timer()
 
     def _send_ping(self) -> None:
-        now = self._loop.now
+        now = self._measured = self._loop.now
         value = int(now * 1e6)
         self._pings = {value: now}
         self.session.ping(value)
@@ -239,9 +243,9 @@ class Link:
         if not self.is_open:
             return
         verdict = self._liveness.check(self._loop.now, busy=bool(self.session.streams))
-        if verdict is Verdict.PING:
+        if verdict is Verdict.PING or self._loop.now - self._measured > RTT_SECONDS:
             self._send_ping()
-        elif verdict is Verdict.DOUBT:
+        if verdict is Verdict.DOUBT:
             self._owner.on_doubt(self)
         self._set_life_timer()
 

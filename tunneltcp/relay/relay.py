@@ -21,7 +21,11 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 from tunneltcp.net.loop import READ, WRITE
-from tunneltcp.net.sockopt import close_cleanly, prepare_connection
+from tunneltcp.net.sockopt import (
+    close_cleanly,
+    is_connected_to_itself,
+    prepare_connection,
+)
 from tunneltcp.protocol.errors import ResetCode
 
 if TYPE_CHECKING:
@@ -261,8 +265,7 @@ class TargetRelay(Relay):
     def _on_connect(self, events: int) -> None:
         del events
         error = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        # A connect to a closed local port of the ephemeral range can reach itself.
-        if not error and self._sock.getsockname() == self._sock.getpeername():
+        if not error and is_connected_to_itself(self._sock):
             error = errno.ECONNREFUSED
         if error:
             self._try_next(error)

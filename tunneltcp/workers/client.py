@@ -183,6 +183,7 @@ class ClientWorker(Worker):
             self,
             self.memory,
             self.buffer,
+            peer=attempt.where,
             opens=False,
             first_limit=0,
             max_streams=self.context.max_visitors,

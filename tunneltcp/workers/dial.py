@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from tunneltcp.errors import RemoteProtocolError
 from tunneltcp.net.address import format_address
 from tunneltcp.net.loop import READ, WRITE
-from tunneltcp.net.sockopt import prepare_link
+from tunneltcp.net.sockopt import is_connected_to_itself, prepare_link
 from tunneltcp.protocol.handshake import (
     HANDSHAKE_SECONDS,
     MAX_HANDSHAKE_BYTES,
@@ -80,7 +80,7 @@ class Attempt:
         if error:
             self._fail(os.strerror(error))
             return
-        if self.sock.getsockname() == self.sock.getpeername():
+        if is_connected_to_itself(self.sock):
             self._fail("nobody listens there (the connection reached itself)")
             return
         self._loop.modify(self.sock.fileno(), READ, self._on_readable)

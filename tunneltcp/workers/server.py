@@ -250,6 +250,7 @@ class ServerWorker(Worker):
             self,
             self.memory,
             self.buffer,
+            peer=claim.address,
             opens=True,
             first_limit=hello.window,
             max_streams=self.context.max_visitors,

@@ -18,13 +18,15 @@ from tunneltcp.errors import TunnelError
 from tunneltcp.master.folders import InstanceLock
 
 TUNNEL = {
-    "port": 60001, "name": "web", "target": "localhost:8000", "state": "running", "reason": None,
+    "port": 60001, "name": "web", "target": "localhost:8000", "state": "running",
+    "reason": None,
     "link": {"state": "up", "rtt_ms": 1.25, "doubted": False}, "visitors": 2,
     "visitors_total": 30, "bytes_in": 1500, "bytes_out": 2_500_000, "restarts": 1, "cpu": 1.5,
     "rss": 20_000_000,
 }  # fmt: skip
 WAITING = {
-    **TUNNEL, "port": 60002, "state": "backoff", "reason": "port 60002 is busy\x1b[2J", "cpu": None,
+    **TUNNEL, "port": 60002, "state": "backoff",
+    "reason": "port 60002 is busy\x1b[2J", "cpu": None,
     "link": {"state": "down", "rtt_ms": None}, "rss": None,
 }  # fmt: skip
 ANSWER = {
@@ -92,7 +94,7 @@ def test_not_running(tmp_path):
 
 def test_one_that_is_just_starting(tmp_path):
     lock = InstanceLock(tmp_path, "x")
-    with pytest.raises(TunnelError, match=f"process {os.getpid()}. is starting or leaving"):
+    with pytest.raises(TunnelError, match=rf"process {os.getpid()}\) is starting or leaving"):
         ask(tmp_path, {"op": "status"})
     lock.release()
 
@@ -105,7 +107,7 @@ def test_who_may_not_ask_is_told_whose_it_is(tmp_path, monkeypatch):
             raise PermissionError(13, "no")
 
     folder.mkdir()
-    monkeypatch.setattr(cli_status.socket, "socket", Refusing)
+    monkeypatch.setattr("tunneltcp.cli.status.socket.socket", Refusing)
     with pytest.raises(NotAllowed, match="belongs to user .*: only .* and root may ask it"):
         ask(folder, {"op": "status"})
     done = status("--run-dir", folder)
@@ -135,7 +137,7 @@ def test_a_base_of_somebody_else_is_named(tmp_path, monkeypatch):
 
     closed.mkdir()
     monkeypatch.setattr(cli_status, "_bases", lambda: [closed])
-    monkeypatch.setattr(cli_status.Path, "iterdir", no_entry)
+    monkeypatch.setattr("pathlib.Path.iterdir", no_entry)
     done = status()
     assert done.exit_code == 1
     assert "may ask" in done.stderr

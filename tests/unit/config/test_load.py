@@ -18,10 +18,13 @@ from tunneltcp.errors import ConfigError
 BARE = (
     '[{"local_port": 8000, "remote_port": 60001}, {"local_port": 8001, "remote_port": 60002}]'
 )
+NO_RANGE = 'is not a port or a range like "60001-60010" (1-65535)'
+FOR_SERVER = "is for the server, and this is the client"
+FOR_CLIENT = "is for the client, and this is the server"
 
 
 def problems(text: str, role="client", server="vps", bind=()) -> list[str]:
-    document = json.loads(text) if isinstance(text, str) else text
+    document = json.loads(text)
     with pytest.raises(ConfigError) as caught:
         build_config(document, role, server=server if role == "client" else None, bind=bind)
     return list(caught.value.problems)
@@ -138,24 +141,39 @@ def test_all_problems_come_at_once_each_with_its_path():
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ('{"ports": [1], "server": "x"}', "server: is for the client, and this is the server"),
-        ('{"ports": [1], "token": "x"}', "token: is not known yet: this version has no such setting"),
-        ('{"ports": "9-1"}', "ports: '9-1' is not a port or a range like \"60001-60010\" (1-65535)"),
-        ('{"ports": [1, true]}', "ports[1]: True is not a port or a range like \"60001-60010\" (1-65535)"),
+        ('{"ports": [1], "server": "x"}', f"server: {FOR_CLIENT}"),
+        (
+            '{"ports": [1], "token": "x"}',
+            "token: is not known yet: this version has no such setting",
+        ),
+        ('{"ports": "9-1"}', f"ports: '9-1' {NO_RANGE}"),
+        ('{"ports": [1, true]}', f"ports[1]: True {NO_RANGE}"),
         ('{"ports": ["1-3", 2]}', "ports[1]: 2 is given more than once"),
         ('{"ports": "1-501"}', f"ports: makes 501 tunnels; {MAX_TUNNELS} is the limit"),
-        ('{"ports": [1], "bind": "example.com"}', "bind: 'example.com' is not an IP address, and neither localhost nor *"),
+        (
+            '{"ports": [1], "bind": "example.com"}',
+            "bind: 'example.com' is not an IP address, and neither localhost nor *",
+        ),
         ('{"ports": [1], "bind": []}', "bind: must be an address or a list of addresses"),
         ("[]", "tunnels: there are none"),
         ("{}", "tunnels: there are none"),
         ('{"tunnels": 5}', "tunnels: must be a list, not a number"),
         ("null", "must be a list of tunnels or an object, not null"),
-        ('[{"remote_port": 5, "link_port": 6}]', "tunnels[0].link_port: is for the client, and this is the server"),
-        ('[{"remote_port": 5}, {"remote_port": 5}]', "tunnels[1].remote_port: 5 is already used by tunnels[0]"),
-        ('[{"remote_port": 5, "name": "a"}, {"remote_port": 6, "name": "a"}]', "tunnels[1].name: 'a' is already used by tunnels[0]"),
-        ('[{"remote_port": 5, "name": "a\\nb"}]', "tunnels[0].name: 'a\\nb' is not a name (1-64 printable characters)"),
+        ('[{"remote_port": 5, "link_port": 6}]', f"tunnels[0].link_port: {FOR_CLIENT}"),
+        (
+            '[{"remote_port": 5}, {"remote_port": 5}]',
+            "tunnels[1].remote_port: 5 is already used by tunnels[0]",
+        ),
+        (
+            '[{"remote_port":5,"name":"a"},{"remote_port":6,"name":"a"}]',
+            "tunnels[1].name: 'a' is already used by tunnels[0]",
+        ),
+        (
+            '[{"remote_port": 5, "name": "a\\nb"}]',
+            "tunnels[0].name: 'a\\nb' is not a name (1-64 printable characters)",
+        ),
     ],
-)  # fmt: skip
+)
 def test_one_problem_of_a_server(text, problem):
     assert problems(text, role="server") == [problem]
 
@@ -165,12 +183,24 @@ def test_one_problem_of_a_server(text, problem):
     [
         (BARE, None, "server: is missing; give --server HOST or put it into the config"),
         (BARE, "http://x", "server: 'http://x' is not a host name or an address"),
-        (BARE, "vps:22", "server: 'vps:22' is not an IPv6 address; give the host without a port"),
-        ('{"tunnels": [{"remote_port": 1, "local_port": 2}], "bind": "::1"}', "a", "bind: is for the server, and this is the client"),
-        ('{"tunnels": [{"remote_port": 1, "local_port": 2}], "ports": [2]}', "a", "ports: is for the server, and this is the client"),
+        (
+            BARE,
+            "vps:22",
+            "server: 'vps:22' is not an IPv6 address; give the host without a port",
+        ),
+        (
+            '{"tunnels": [{"remote_port": 1, "local_port": 2}], "bind": "::1"}',
+            "a",
+            f"bind: {FOR_SERVER}",
+        ),
+        (
+            '{"tunnels": [{"remote_port": 1, "local_port": 2}], "ports": [2]}',
+            "a",
+            f"ports: {FOR_SERVER}",
+        ),
         ('[{"remote_port": 1}]', "a", "tunnels[0].local_port: is missing"),
     ],
-)  # fmt: skip
+)
 def test_one_problem_of_a_client(text, server, problem):
     assert problems(text, server=server) == [problem]
 

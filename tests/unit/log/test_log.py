@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -15,6 +15,9 @@ from loguru import logger
 
 from tunneltcp import log
 from tunneltcp.log import Throttle, dropped_lines, escape, setup_log, write_if_room
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00 (INFO |WARNING|ERROR) \S.*")
 
@@ -26,7 +29,7 @@ def _forget_log():
     logger.configure(extra={})
     if log._output.file is not None:
         log._output.file.close()
-    log._output.__init__()
+    log._output = log._Output()
 
 
 @pytest.fixture
@@ -135,23 +138,38 @@ def test_a_folder_that_goes_and_comes_back(path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_full_disk_is_counted_and_heals(path, capfd):
+def test_a_full_disk_is_counted_and_heals(path, capfd, monkeypatch):
     setup_log(path, max_bytes=1000, files=2)
     output = log._output
     assert output.file is not None
     full = os.open("/dev/full", os.O_WRONLY)
-    output.file._check = lambda: 0
-    real, output.file._fd = output.file._fd, full
+    kept = os.dup(output.file._fd)
+    os.dup2(full, output.file._fd)
+    monkeypatch.setattr(output.file, "_check", lambda: 0)
     logger.info("lost")
-    output.file._fd = real
+    os.dup2(kept, output.file._fd)
     os.close(full)
+    os.close(kept)
     logger.info("kept")
     assert dropped_lines() == 1
     assert len(lines(path)) == 1
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda p: os.symlink("/etc/passwd", p)])
+def test_a_line_cut_short_by_a_full_disk_does_not_spoil_the_next(path, monkeypatch):
+    setup_log(path, max_bytes=1000, files=2)
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[:40]))
+    logger.info("the first bytes fit")
+    monkeypatch.undo()
+    logger.info("whole")
+    assert dropped_lines() == 1
+    first, second = lines(path)
+    assert len(first) == 40
+    assert LINE.fullmatch(second)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda p: p.symlink_to("/etc/passwd")])
 def test_what_is_no_file_of_ours_is_never_written(path, make, capfd):
     make(path)
     setup_log(path, max_bytes=1000, files=2)

@@ -10,7 +10,7 @@ import time
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import pytest
@@ -25,6 +25,9 @@ from tunneltcp.control.counters import Counter, map_counters
 from tunneltcp.errors import TunnelError
 from tunneltcp.master.folders import Folders
 from tunneltcp.master.master import Master
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def fake_worker(context: WorkerContext) -> int:
@@ -88,23 +91,23 @@ class MasterProcess:
     folders: Folders
     code: int | None = None
 
-    def status(self) -> dict:
+    def status(self) -> dict[str, Any]:
         return ask(self.folders.run, {"op": "status"})
 
-    def tunnel(self, index: int = 0) -> dict:
+    def tunnel(self, index: int = 0) -> Any:
         return self.status()["tunnels"][index]
 
     def wait_ready(self) -> None:
         wait_until(lambda: all(t["state"] == "running" for t in self._tunnels()), 10, "ready")
 
-    def wait_state(self, state: str, index: int = 0) -> dict:
+    def wait_state(self, state: str, index: int = 0) -> Any:
         def check():
             tunnel = self.tunnel(index)
             return tunnel if tunnel["state"] == state else None
 
         return wait_until(check, 10, f"state {state}")
 
-    def _tunnels(self) -> list:
+    def _tunnels(self) -> list[Any]:
         try:
             return self.status()["tunnels"] or [{"state": ""}]
         except TunnelError:
@@ -184,7 +187,7 @@ def _run_master(config, role, folders, prepare):
             port_keys=lambda port: (port.to_bytes(2, "big"),),
         )
         code = master.run()
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - shown, and a code that no test expects
         traceback.print_exc()
     finally:
         os._exit(code)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import socket
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,11 +51,11 @@ class Bench:
 
 @pytest.fixture
 def bench(tmp_path):
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     made = Bench(tmp_path / "control.sock")
     yield made
     made.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
     assert not made.path.exists()
 
 
@@ -78,7 +79,8 @@ def test_a_large_answer_to_a_slow_reader(bench):
     bench.size = 900_000
     connection = bench.connect()
     connection.send(encode_frame({}))
-    decoder, got = FrameDecoder(), []
+    decoder = FrameDecoder()
+    got: list[Any] = []
     while not got:
         bench.turn()
         got = decoder.feed(connection.recv(50_000))

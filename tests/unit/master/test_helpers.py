@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,7 +44,7 @@ def bench():
 
 
 def test_answers_come_back(bench):
-    got = []
+    got: list[Any] = []
     for number in range(20):
         bench.helpers.run(lambda number=number: {"n": number, "pid": os.getpid()}, got.append)
     bench.turn_until(lambda: len(got) == 20)
@@ -55,16 +57,18 @@ def test_answers_come_back(bench):
              lambda: os.kill(os.getpid(), signal.SIGKILL), signal.pause],
 )  # fmt: skip
 def test_one_that_fails_or_hangs_answers_nothing(bench, work):
-    got = []
+    got: list[Any] = []
     bench.helpers.run(work, got.append)
     bench.turn_until(lambda: got)
     assert got == [None]
 
 
 def test_a_helper_holds_no_descriptor_of_ours(bench):
-    got = []
+    got: list[Any] = []
     with socket.create_server(("127.0.0.1", 0)):
-        bench.helpers.run(lambda: sorted(map(int, os.listdir("/proc/self/fd"))), got.append)
+        bench.helpers.run(
+            lambda: sorted(int(fd.name) for fd in Path("/proc/self/fd").iterdir()), got.append
+        )
         bench.turn_until(lambda: got)
     assert got[0][:3] == [0, 1, 2]
     assert len(got[0]) == 5, "standard ones, the pipe, and the listing's own"
@@ -72,7 +76,7 @@ def test_a_helper_holds_no_descriptor_of_ours(bench):
 
 def test_one_answer_for_all_who_ask_for_the_same_name(bench):
     lookups = Lookups(bench.helpers)
-    got = []
+    got: list[Any] = []
     for pid in (1, 2):
         lookups.ask(pid, "127.0.0.1", 80 + pid, got.append)
     bench.turn_until(lambda: len(got) == 2)
@@ -85,7 +89,7 @@ def test_one_answer_for_all_who_ask_for_the_same_name(bench):
 
 def test_a_worker_that_asks_for_too_much_is_told(bench):
     lookups = Lookups(bench.helpers)
-    got = []
+    got: list[Any] = []
     for number in range(9):
         lookups.ask(1, f"127.0.0.{number + 1}", 1, got.append)
     assert [answer["host"] for answer in got] == ["127.0.0.9"]

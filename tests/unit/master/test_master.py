@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -292,11 +293,16 @@ def test_a_worker_has_only_what_is_its_own(start_master):
     assert "Max core file size        0 " in limits
 
 
+def _other_pid(master, old):
+    pid = _maybe_pid(master)
+    return pid if pid != old else None
+
+
 def _links(pid: int) -> list[str]:
     found = []
     for fd in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(FileNotFoundError):
-            found.append(os.readlink(fd))
+            found.append(str(fd.readlink()))
     return found
 
 
@@ -308,8 +314,7 @@ def test_deaths_leave_nothing_behind_in_the_master(start_master):
     pid = master.tunnel()["pid"]
     for _ in range(4):
         os.kill(pid, signal.SIGKILL)
-        old = pid
-        pid = wait_until(lambda old=old: (p := _maybe_pid(master)) != old and p)
+        pid = wait_until(partial(_other_pid, master, pid))
     master.wait_state("running")
     wait_until(lambda: len(_links(master.pid)) == before)
     assert descendants(master.pid) == {master.tunnel()["pid"]}

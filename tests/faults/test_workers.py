@@ -1,0 +1,178 @@
+"""A worker dies under load: its own visitors are cut honestly, nobody else notices."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.apps import Apps, request
+from tests.support.pattern import PatternChecker
+from tests.support.processes import Master, TunnelPair, alive
+from tests.support.sockets import connect, receive_exactly
+from tests.support.visitors import Load
+from tests.support.wait import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SIDES = ["server", "client"]
+
+NAMES = ("echo", "second", "third", "pattern")
+
+
+@pytest.fixture(scope="module")
+def load() -> Iterator[Load]:
+    with Load() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def _module_pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TunnelPair]:
+    folder = tmp_path_factory.mktemp("workers")
+    with Apps() as apps:
+        targets = [apps.add("echo"), apps.add("echo"), apps.add("pattern"), apps.add("pattern")]
+        with TunnelPair(targets, folder, common={"hold": 20}) as pair:
+            yield pair
+
+
+@pytest.fixture
+def pair(_module_pair: TunnelPair) -> TunnelPair:
+    """Tunnels to two ``echo`` and two ``pattern`` apps, all up."""
+    _module_pair.wait_links()
+    return _module_pair
+
+
+def master_of(pair: TunnelPair, side: str) -> Master:
+    return pair.server if side == "server" else pair.client
+
+
+def seconds_until_served(port: int) -> float:
+    begin = time.monotonic()
+    with connect(port, timeout=20) as visitor:
+        visitor.sendall(b"hello")
+        assert receive_exactly(visitor, 5) == b"hello"
+    return time.monotonic() - begin
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_killed_worker_is_one_tunnels_trouble(pair: TunnelPair, load: Load, side: str) -> None:
+    """All tunnels carry load; one worker is killed, three times."""
+    master = master_of(pair, side)
+    port, echo, pattern = pair.ports[0], pair.ports[1], pair.ports[2]
+    load.probe("second", echo, count=4, size=4096)
+    load.transfer("third", pattern, count=2, up=-1, down=-1, seed=100)
+    load.probe("killed", port, count=4, size=4096, repeat=True, pause=0.01, seed=200)
+    load.probe("newcomers", port, count=2, rounds=1, repeat=True, pause=0.005, seed=300)
+    try:
+        for _ in range(3):
+            wait_until(lambda: load.stats("third").down > 5_000_000)
+            for name in ("second", "third"):
+                load.mark(name)
+            restarts = master.tunnel(port)["restarts"]
+            old = master.kill_worker(port)
+            killed = time.monotonic()
+            rounds = load.stats("newcomers").rounds
+            wait_until(lambda rounds=rounds: load.stats("newcomers").rounds > rounds, 10)  # type: ignore[misc]
+            assert time.monotonic() - killed < 5
+            new = master.wait_for_successor(port, old)
+            assert new != old
+            assert not alive(old)
+            tunnel = master.tunnel(port)
+            assert tunnel["restarts"] == restarts + 1
+            assert tunnel["last_exit"]["signal"] == "SIGKILL"
+            pair.wait_links(5)
+    finally:
+        stats = {name: load.end(name) for name in ("second", "third", "killed", "newcomers")}
+
+    for name in ("second", "third"):
+        assert stats[name].bad == 0, (name, stats[name].errors)
+        assert stats[name].max_gap < 1, name
+    # Its own visitors may be cut, by reset; nobody is refused, nobody gets a false end.
+    for name in ("killed", "newcomers"):
+        assert set(stats[name].outcomes) <= {"ok", "reset"}, (name, stats[name].errors)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_the_successor_serves_at_once(pair: TunnelPair, side: str) -> None:
+    """A worker that had lived for a while: visitors wait no longer than for a short pause."""
+    times = []
+    for port in pair.ports[:2]:
+        master_of(pair, side).kill_worker(port)
+        times.append(seconds_until_served(port))
+        pair.wait_links(5)
+
+    assert min(times) < 1, times
+    assert max(times) < 5, times
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV], ids=["KILL", "SEGV"])
+def test_a_download_cut_by_a_crash_never_looks_complete(
+    pair: TunnelPair, side: str, number: int
+) -> None:
+    port = pair.ports[3]
+    master = master_of(pair, side)
+    with connect(port) as visitor:
+        visitor.sendall(request(down_seed=9, down=-1))
+        checker = PatternChecker(9)
+        while checker.offset < 3_000_000:
+            checker.feed(visitor.recv(1 << 18))
+        old = master.kill_worker(port, number)
+        with pytest.raises(ConnectionResetError):  # noqa: PT012 - it comes after some bytes
+            while data := visitor.recv(1 << 18):
+                checker.feed(data)
+            pytest.fail(f"a clean end after {checker.offset} bytes of an endless download")
+    master.wait_for_successor(port, old)
+    last = master.tunnel(port)["last_exit"]
+    assert last["signal"] == signal.Signals(number).name
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_worker_that_is_told_to_go_is_replaced(pair: TunnelPair, side: str) -> None:
+    """TERM to a worker means "replace me"."""
+    master = master_of(pair, side)
+    port = pair.ports[1]
+    old = master.kill_worker(port, signal.SIGTERM)
+    master.wait_for_successor(port, old)
+    seconds_until_served(port)
+    pair.wait_links(5)
+
+    assert master.process.poll() is None
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_worker_ignores_signals_meant_for_its_group(
+    pair: TunnelPair, load: Load, side: str
+) -> None:
+    master = master_of(pair, side)
+    port = pair.ports[1]
+    load.probe("running", port, count=2)
+    wait_until(lambda: load.stats("running").rounds > 10)
+    pid = master.worker_pid(port)
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        os.kill(pid, number)
+    rounds = load.stats("running").rounds
+    wait_until(lambda: load.stats("running").rounds > rounds + 100)
+    stats = load.end("running")
+
+    assert stats.bad == 0, stats.errors
+    assert master.worker_pid(port) == pid
+
+
+def test_a_port_that_is_busy_is_a_state_of_its_tunnel(pair: TunnelPair, tmp_path_factory) -> None:
+    """A second server wants one of our ports: it says so, serves the rest, and exits for nothing."""
+    folder = tmp_path_factory.mktemp("busy")
+    from tests.support.ports import free_port  # noqa: PLC0415 - one test's own
+
+    free = free_port()
+    config = [{"remote_port": pair.port}, {"remote_port": free}]
+    with Master("server", config, folder) as second:
+        wait_until(lambda: second.tunnel(free)["state"] == "running", 5)
+        tunnel = second.tunnel(pair.port)
+        assert tunnel["state"] == "backoff"
+        assert "use" in tunnel["reason"] or "busy" in tunnel["reason"], tunnel["reason"]
+    seconds_until_served(pair.port)
