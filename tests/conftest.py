@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support.leaks import Snapshot, adopt_orphans
+from tests.support.ports import reserved_port
 from tests.support.require import in_ci
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 _HERE = Path(__file__).parent
 
 _DEADLINE_SECONDS = {"unit": 20, "property": 60, "contract": 30}
-"""By folder; a mark on the test wins. What starts processes has the default of pyproject.toml."""
+"""By folder; a mark on the test wins, and other folders have pyproject.toml's."""
 
 _LEAK_CHECKED = {"integration", "faults", "interop"}
 
@@ -51,6 +52,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _orphans_come_to_us() -> None:
     """A child that loses its parent becomes ours, so that the leak check sees it."""
     adopt_orphans()
+    with reserved_port():
+        pass  # it opened the common lock file, which is no test's leak
 
 
 @pytest.fixture(autouse=True)

@@ -185,7 +185,9 @@ class _RotatedFile:
 
     def __init__(self, path: Path, max_bytes: int, files: int) -> None:
         self.dropped = 0
-        self._path = path
+        # A text and calls of os: each function of pathlib that a worker runs through costs
+        # it three or four pages of memory of its own.
+        self._path = os.fspath(path)
         self._max_bytes = max_bytes
         self._files = files
         self._fd = -1
@@ -221,9 +223,10 @@ class _RotatedFile:
 
     def _check(self) -> int:
         """Open the file again if it is not the one at our path; return its size."""
-        there = None
-        with suppress(FileNotFoundError):
-            there = self._path.lstat()
+        try:
+            there = os.lstat(self._path)
+        except FileNotFoundError:
+            there = None
         if self._fd >= 0 and there is not None:
             here = os.fstat(self._fd)
             if (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino):
@@ -245,14 +248,14 @@ class _RotatedFile:
         self._torn = False
 
     def _rotate(self) -> None:
-        older = [self._path.with_name(f"{self._path.name}.{n}") for n in range(1, self._files)]
+        older = [f"{self._path}.{n}" for n in range(1, self._files)]
         names = [self._path, *older]
         for number in range(len(names) - 1, 0, -1):
             with suppress(FileNotFoundError):
-                names[number - 1].replace(names[number])
+                os.replace(names[number - 1], names[number])
         self.close()
         if not older:
-            self._path.unlink()
+            os.unlink(self._path)
         self._open()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,13 +14,15 @@ from tests.support.netns import missing_ss_kill, two_hosts
 from tests.support.ports import free_port
 from tests.support.processes import Master, TunnelPair
 from tests.support.require import require_ability
-from tests.support.sockets import connect, receive_exactly
+from tests.support.sockets import connect, receive_exactly, seconds_until_echo
 from tests.support.visitors import Load
 from tests.support.wait import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from tests.support.chaos import Chaos
 
 BACK_SECONDS = 5.0
 """The promise: a link is back within this time."""
@@ -57,13 +60,8 @@ def pair(_module_pair: TunnelPair) -> Iterator[TunnelPair]:
         relay.heal()
 
 
-def seconds_until_served(port: int, host: str = "127.0.0.1") -> float:
-    """How long a visitor that comes now waits for its answer; it is held, not refused."""
-    begin = time.monotonic()
-    with connect(port, host, timeout=20) as visitor:
-        visitor.sendall(b"hello")
-        assert receive_exactly(visitor, 5) == b"hello"
-    return time.monotonic() - begin
+def wait_for_cut(relay: Chaos, before: int) -> None:
+    wait_until(lambda: relay.counters().cut > before, 5, "the link is cut")
 
 
 @pytest.mark.parametrize("how", ["reset", "close"])
@@ -72,7 +70,7 @@ def test_a_link_that_was_ended_is_back_at_once(pair: TunnelPair, how: str) -> No
     for _ in range(3):
         ended = pair.relay.reset() if how == "reset" else pair.relay.close()
         assert ended == 1
-        times.append(seconds_until_served(pair.port))
+        times.append(seconds_until_echo(pair.port))
         pair.wait_links()
 
     assert max(times) < BACK_SECONDS
@@ -83,7 +81,7 @@ def test_the_other_tunnel_notices_nothing(pair: TunnelPair, load: Load) -> None:
     load.transfer("beside", pair.ports[1], count=2, up=-1, down=-1)
     wait_until(lambda: load.stats("beside").down > 1_000_000)
     pair.relay.reset()
-    seconds_until_served(pair.port)
+    seconds_until_echo(pair.port)
     stats = load.end("beside")
 
     assert stats.bad == 0, stats.errors
@@ -114,9 +112,9 @@ def test_a_link_cut_in_its_handshake_is_tried_again(pair: TunnelPair, direction:
         relay.cut_after(size, direction, scope="new")  # type: ignore[arg-type]
         cut = relay.counters().cut
         relay.reset()
-        wait_until(lambda cut=cut: relay.counters().cut > cut, 5)  # type: ignore[misc]
+        wait_for_cut(relay, cut)
         relay.heal()
-        assert seconds_until_served(pair.port) < BACK_SECONDS
+        assert seconds_until_echo(pair.port) < BACK_SECONDS
 
 
 def test_a_link_in_slices_of_one_byte_carries_everything(pair: TunnelPair, load: Load) -> None:
@@ -146,7 +144,7 @@ def test_a_stalled_direction_loses_nothing(pair: TunnelPair, load: Load) -> None
     relay = pair.relays[pair.ports[1]]
     load.transfer("stalled", pair.ports[1], count=5, up=10_000_000, down=10_000_000)
     for direction in ("up", "down"):
-        relay.stall(direction)  # type: ignore[arg-type]
+        relay.stall(direction)
         load.mark("stalled")
         wait_until(lambda: load.stats("stalled").max_gap > 0.5)
         relay.heal()
@@ -158,8 +156,17 @@ def test_a_stalled_direction_loses_nothing(pair: TunnelPair, load: Load) -> None
 def test_a_half_open_link_is_replaced(pair: TunnelPair) -> None:
     """The old connection says nothing more and is not closed; a new one would pass."""
     pair.relay.silence("existing")
-    assert seconds_until_served(pair.port) < 2 + 2 + BACK_SECONDS
+    assert seconds_until_echo(pair.port, tries=True) < 2 + 2 + BACK_SECONDS
     pair.wait_links()
+
+
+def test_a_visitor_that_no_client_has_seen_is_held_for_the_next_link(pair: TunnelPair) -> None:
+    """Its OPEN went out on a link that was dead already; nobody has answered it."""
+    pair.relay.silence("existing")
+    with connect(pair.port, timeout=20) as visitor:
+        visitor.sendall(b"hello")
+        wait_until(lambda: pair.server.tunnel(pair.port)["visitors"] >= 1)
+        assert receive_exactly(visitor, 5) == b"hello"
 
 
 def test_a_server_that_accepts_and_never_answers_is_tried_again(pair: TunnelPair) -> None:
@@ -169,7 +176,7 @@ def test_a_server_that_accepts_and_never_answers_is_tried_again(pair: TunnelPair
     wait_until(lambda: pair.relay.counters().accepted >= accepted + 2, 5)
     pair.relay.heal()
 
-    assert seconds_until_served(pair.port) < BACK_SECONDS
+    assert seconds_until_echo(pair.port) < BACK_SECONDS
 
 
 def test_an_unreachable_server_is_found_when_it_is_back(pair: TunnelPair) -> None:
@@ -179,7 +186,7 @@ def test_an_unreachable_server_is_found_when_it_is_back(pair: TunnelPair) -> Non
     wait_until(lambda: "refused" in pair.client.log_text(f"tunnel-{pair.port}.log"), 5)
     pair.relay.heal()
 
-    assert seconds_until_served(pair.port) < BACK_SECONDS
+    assert seconds_until_echo(pair.port) < BACK_SECONDS
 
 
 def test_a_silent_cut_of_ten_seconds_heals(pair: TunnelPair, load: Load) -> None:
@@ -194,17 +201,17 @@ def test_a_silent_cut_of_ten_seconds_heals(pair: TunnelPair, load: Load) -> None
     with connect(pair.port, timeout=30) as held:
         held.sendall(b"hello")
         wait_until(
-            lambda: time.monotonic() - begin > SILENCE_SECONDS, SILENCE_SECONDS + 5, "the silence"
+            lambda: time.monotonic() - begin > SILENCE_SECONDS,
+            SILENCE_SECONDS + 5,
+            "the silence",
         )
         for relay in pair.relays.values():
             relay.heal()
         healed = time.monotonic()
         # It came while the link was dead and not yet known to be: served, or cut with it.
-        try:
+        with suppress(ConnectionResetError):
             assert receive_exactly(held, 5) == b"hello"
-        except ConnectionResetError:
-            pass
-    seconds_until_served(pair.port)
+    seconds_until_echo(pair.port, tries=True)
     assert time.monotonic() - healed < BACK_SECONDS
     pair.wait_links(BACK_SECONDS)
     stats = load.end("running")
@@ -219,7 +226,7 @@ def test_a_restarted_server_is_found(pair: TunnelPair, number: int) -> None:
         pair.server.kill()
     pair.server.start()
     begin = time.monotonic()
-    seconds_until_served(pair.port)
+    seconds_until_echo(pair.port)
     pair.wait_links(BACK_SECONDS)
 
     assert time.monotonic() - begin < BACK_SECONDS
@@ -229,7 +236,7 @@ def test_a_killed_client_finds_its_port_free(pair: TunnelPair) -> None:
     pair.client.kill()
     pair.client.start()
     begin = time.monotonic()
-    seconds_until_served(pair.port)
+    seconds_until_echo(pair.port)
     pair.wait_links(BACK_SECONDS)
 
     assert time.monotonic() - begin < BACK_SECONDS
@@ -242,7 +249,7 @@ def test_the_ghost_of_a_killed_client_does_not_hold_its_port(pair: TunnelPair) -
     pair.client.kill()
     begin = time.monotonic()
     pair.client.start()
-    seconds_until_served(pair.port)
+    seconds_until_echo(pair.port, tries=True)
     pair.wait_links(BACK_SECONDS)
 
     assert time.monotonic() - begin < BACK_SECONDS
@@ -261,7 +268,7 @@ def test_a_client_from_elsewhere_does_not_get_the_port(
         wait_until(lambda: "no link" in stranger.log_text(name), 10)
         assert not stranger.link_up(pair.port)
         assert pair.client.link_up(pair.port)
-        assert seconds_until_served(pair.port) < 1
+        assert seconds_until_echo(pair.port) < 1
     stats = load.end("owner")
     assert stats.bad == 0, stats.errors
     assert stats.max_gap < 1
@@ -306,7 +313,9 @@ def test_packets_that_vanish_for_ten_seconds(apps: Apps, tmp_path: Path) -> None
             wait_until(lambda: load.stats("running").rounds > 10)
             hosts.client.silence()
             cut = time.monotonic()
-            wait_until(lambda: not client.link_up(port) or client.tunnel(port)["link"]["doubted"], 6)
+            wait_until(
+                lambda: not client.link_up(port) or client.tunnel(port)["link"]["doubted"], 6
+            )
             wait_until(lambda: time.monotonic() - cut > SILENCE_SECONDS, 15, "the silence")
             hosts.client.heal()
             healed = time.monotonic()

@@ -11,17 +11,17 @@ import pytest
 
 from tests.support.apps import Apps, request
 from tests.support.pattern import PatternChecker
+from tests.support.ports import free_port
 from tests.support.processes import Master, TunnelPair, alive
-from tests.support.sockets import connect, receive_exactly
+from tests.support.sockets import connect, seconds_until_echo
 from tests.support.visitors import Load
 from tests.support.wait import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 SIDES = ["server", "client"]
-
-NAMES = ("echo", "second", "third", "pattern")
 
 
 @pytest.fixture(scope="module")
@@ -50,16 +50,10 @@ def master_of(pair: TunnelPair, side: str) -> Master:
     return pair.server if side == "server" else pair.client
 
 
-def seconds_until_served(port: int) -> float:
-    begin = time.monotonic()
-    with connect(port, timeout=20) as visitor:
-        visitor.sendall(b"hello")
-        assert receive_exactly(visitor, 5) == b"hello"
-    return time.monotonic() - begin
-
-
 @pytest.mark.parametrize("side", SIDES)
-def test_a_killed_worker_is_one_tunnels_trouble(pair: TunnelPair, load: Load, side: str) -> None:
+def test_a_killed_worker_is_one_tunnels_trouble(
+    pair: TunnelPair, load: Load, side: str
+) -> None:
     """All tunnels carry load; one worker is killed, three times."""
     master = master_of(pair, side)
     port, echo, pattern = pair.ports[0], pair.ports[1], pair.ports[2]
@@ -102,11 +96,23 @@ def test_the_successor_serves_at_once(pair: TunnelPair, side: str) -> None:
     times = []
     for port in pair.ports[:2]:
         master_of(pair, side).kill_worker(port)
-        times.append(seconds_until_served(port))
+        times.append(seconds_until_echo(port, tries=True))
         pair.wait_links(5)
 
     assert min(times) < 1, times
     assert max(times) < 5, times
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_who_comes_just_as_a_worker_dies_is_served_by_the_next(
+    pair: TunnelPair, side: str
+) -> None:
+    """Nobody has taken this visitor yet, so its connection has nothing to lose."""
+    for port in pair.ports[:2]:
+        old = master_of(pair, side).kill_worker(port)
+        seconds_until_echo(port)
+        master_of(pair, side).wait_for_successor(port, old)
+        pair.wait_links(5)
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -138,7 +144,7 @@ def test_a_worker_that_is_told_to_go_is_replaced(pair: TunnelPair, side: str) ->
     port = pair.ports[1]
     old = master.kill_worker(port, signal.SIGTERM)
     master.wait_for_successor(port, old)
-    seconds_until_served(port)
+    seconds_until_echo(port)
     pair.wait_links(5)
 
     assert master.process.poll() is None
@@ -163,16 +169,13 @@ def test_a_worker_ignores_signals_meant_for_its_group(
     assert master.worker_pid(port) == pid
 
 
-def test_a_port_that_is_busy_is_a_state_of_its_tunnel(pair: TunnelPair, tmp_path_factory) -> None:
-    """A second server wants one of our ports: it says so, serves the rest, and exits for nothing."""
-    folder = tmp_path_factory.mktemp("busy")
-    from tests.support.ports import free_port  # noqa: PLC0415 - one test's own
-
+def test_a_port_that_is_busy_is_a_state_of_its_tunnel(pair: TunnelPair, tmp_path: Path) -> None:
+    """A second server wants one of our ports: it says so, and serves the rest."""
     free = free_port()
     config = [{"remote_port": pair.port}, {"remote_port": free}]
-    with Master("server", config, folder) as second:
+    with Master("server", config, tmp_path) as second:
         wait_until(lambda: second.tunnel(free)["state"] == "running", 5)
         tunnel = second.tunnel(pair.port)
         assert tunnel["state"] == "backoff"
         assert "use" in tunnel["reason"] or "busy" in tunnel["reason"], tunnel["reason"]
-    seconds_until_served(pair.port)
+    seconds_until_echo(pair.port)

@@ -49,9 +49,7 @@ def load() -> Iterator[Load]:
 
 
 @pytest.fixture(scope="session")
-def _session_tunnels(
-    apps: Apps, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Tunnels]:
+def _session_tunnels(apps: Apps, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tunnels]:
     with refused_port() as refused, listener() as target:
         local = {kind: apps.add(kind) for kind in ("echo", "pattern", "banner", "early")}
         local |= {

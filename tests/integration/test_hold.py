@@ -28,7 +28,9 @@ def ports() -> dict[float, int]:
 
 
 @pytest.fixture(scope="module")
-def server(ports: dict[float, int], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Master]:
+def server(
+    ports: dict[float, int], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Master]:
     """A server whose client is not there."""
     tunnels = [{"remote_port": port, "hold": hold} for hold, port in ports.items()]
     with Master("server", {"tunnels": tunnels}, tmp_path_factory.mktemp("hold")) as master:
@@ -68,7 +70,9 @@ def test_visitors_that_wait_are_served_when_the_client_comes(
     with Apps() as apps, ExitStack() as stack:
         speaks, silent = (stack.enter_context(connect(port)) for _ in range(2))
         speaks.sendall(b"hello")
-        wait_until(lambda: server.tunnel(port)["held"] >= 1, 5, lambda: f"{server.tunnel(port)}")
+        wait_until(
+            lambda: server.tunnel(port)["held"] >= 1, 5, lambda: f"{server.tunnel(port)}"
+        )
         assert server.tunnel(port)["link"]["state"] == "down"
         config = [{"remote_port": port, "local_port": apps.add("banner")}]
         with Master("client", config, tmp_path / "client", server="127.0.0.1"):

@@ -68,7 +68,9 @@ def test_many_requests_of_a_web_server_all_succeed(public: dict[str, int]) -> No
     wrk = require_program("wrk")
     url = f"http://127.0.0.1:{public['nginx']}/"
     command = [wrk, "-t1", "-c32", "-d3s", url]
-    output = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+    output = subprocess.run(
+        command, capture_output=True, text=True, timeout=30, check=True
+    ).stdout
 
     assert "Socket errors" not in output, output
     assert "Non-2xx" not in output, output
@@ -81,9 +83,13 @@ def test_new_connections_to_a_web_server_all_succeed(public: dict[str, int]) -> 
     wrk = require_program("wrk")
     url = f"http://127.0.0.1:{public['nginx']}/"
     command = [wrk, "-t1", "-c8", "-d2s", "-H", "Connection: close", url]
-    output = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+    output = subprocess.run(
+        command, capture_output=True, text=True, timeout=30, check=True
+    ).stdout
 
-    errors = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", output)
+    errors = re.search(
+        r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", output
+    )
     assert errors is None or not any(map(int, errors.groups())), output
 
 

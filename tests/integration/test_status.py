@@ -138,7 +138,12 @@ def test_an_instance_is_found_by_its_name(target: int, tmp_path: Path) -> None:
     run_dir = (Path("/run") if root else runtime) / "tunneltcp" / name
     config = [{"remote_port": free_port()}]
     server = Master(
-        "server", config, tmp_path / "m", instance=name, run_dir=run_dir, environment=environment
+        "server",
+        config,
+        tmp_path / "m",
+        instance=name,
+        run_dir=run_dir,
+        environment=environment,
     )
     try:
         with server:
@@ -167,8 +172,8 @@ def test_another_user_is_told_whose_master_it_is(pair: TunnelPair, tmp_path: Pat
     nobody = pwd.getpwnam("nobody")
     folder = pair.server.run_dir
     code = (
-        "import sys; from tunneltcp.cli.main import main; sys.argv = ['tunneltcp', *sys.argv[1:]]; "
-        "main()"
+        "import sys; from tunneltcp.cli.main import main; "
+        "sys.argv = ['tunneltcp', *sys.argv[1:]]; main()"
     )
     # The interpreter and the sources may lie where others can't read: load first, then drop.
     drop = (

@@ -20,6 +20,7 @@ from tests.support.sockets import (
     expect_reset,
     listener,
     receive_exactly,
+    reset,
 )
 from tests.support.wait import wait_until
 
@@ -70,7 +71,9 @@ def stage(folder: Path, drain: float) -> Iterator[Stage]:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_running_visitors_may_finish_and_new_ones_are_refused(role: str, tmp_path: Path) -> None:
+def test_running_visitors_may_finish_and_new_ones_are_refused(
+    role: str, tmp_path: Path
+) -> None:
     with stage(tmp_path, drain=20) as scene:
         master = scene.master(role)
         begin = time.monotonic()
@@ -88,8 +91,9 @@ def test_running_visitors_may_finish_and_new_ones_are_refused(role: str, tmp_pat
 
 
 def refused(port: int) -> bool:
+    """Say whether visitors are refused; one that is not goes by RST, so that it is over."""
     try:
-        connect(port).close()
+        reset(connect(port))
     except ConnectionRefusedError:
         return True
     except ConnectionResetError:

@@ -11,9 +11,19 @@ from pathlib import Path
 
 from tests.support.wait import wait_until
 
-__all__ = ["Snapshot", "adopt_orphans", "children", "descendants", "end_orphan"]
+__all__ = [
+    "Snapshot",
+    "adopt_orphans",
+    "children",
+    "descendants",
+    "end_orphan",
+    "expected_children",
+]
 
 _PR_SET_CHILD_SUBREAPER = 36
+
+expected_children: set[int] = set()
+"""Processes of longer-lived fixtures, which a test may have restarted."""
 
 
 def adopt_orphans() -> None:
@@ -63,7 +73,7 @@ def _descriptors() -> dict[int, str]:
     found = {}
     for entry in Path("/proc/self/fd").iterdir():
         with suppress(OSError):
-            found[int(entry.name)] = os.readlink(entry)
+            found[int(entry.name)] = str(entry.readlink())
     return {fd: where for fd, where in found.items() if not where.startswith("/proc/")}
 
 
@@ -89,7 +99,7 @@ class Snapshot:
 
     def new_children(self) -> set[int]:
         """Children that came since, zombies included."""
-        return children(os.getpid()) - self.children
+        return children(os.getpid()) - self.children - expected_children
 
     def new_descriptors(self) -> dict[int, str]:
         """Descriptors that came since; one that was replaced by another counts."""

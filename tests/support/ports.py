@@ -43,7 +43,9 @@ class Ports:
         Raises:
             RuntimeError: If no candidate is left.
         """
-        if self._pid != os.getpid():  # never opened, or we are a forked child: locks stay behind
+        if (
+            self._pid != os.getpid()
+        ):  # never opened, or we are a forked child: locks stay behind
             self._fd = os.open(self._lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             self._pid = os.getpid()
         begin = random.randrange(len(self._candidates))

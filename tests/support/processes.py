@@ -17,7 +17,7 @@ import orjson
 
 from tests.support.chaos import Chaos
 from tests.support.control import ask_status
-from tests.support.leaks import descendants
+from tests.support.leaks import descendants, expected_children
 from tests.support.ports import free_ports
 from tests.support.service import ROOT
 from tests.support.wait import wait_until
@@ -154,6 +154,7 @@ class Master:
                 cwd=self.folder,
                 env=self._environment,
             )
+        expected_children.add(self.pid)
         if ready:
             try:
                 wait_until(self._answers, START_SECONDS, lambda: f"{self} answers")
@@ -196,7 +197,7 @@ class Master:
         assert not left, f"{self} left processes behind: {left}"
 
     def kill(self) -> None:
-        """SIGKILL; wait until it and everything it started is gone, and reap what comes to us."""
+        """SIGKILL; wait until all it started is gone too, and reap what comes to us."""
         if self._process is None or self._process.poll() is not None:
             return
         family = descendants(self.pid)
@@ -241,6 +242,7 @@ class Master:
                 self.check_logs()
         finally:
             self.kill()
+            expected_children.discard(self.pid)
             shutil.rmtree(self.run_dir, ignore_errors=True)
 
     # Looking at it.
@@ -299,10 +301,11 @@ class Master:
 
     def complaint(self) -> str:
         """The ends of its output and of its logs, for the message of a failure."""
-        parts = [f"stderr: {self.stderr()[-2000:]}"]
-        for path in sorted(self.log_dir.glob("*.log")):
-            parts.append(f"{path.name}:\n{path.read_text(errors='replace')[-3000:]}")
-        return "\n".join(parts)
+        logs = [
+            f"{path.name}:\n{path.read_text(errors='replace')[-3000:]}"
+            for path in sorted(self.log_dir.glob("*.log"))
+        ]
+        return "\n".join([f"stderr: {self.stderr()[-2000:]}", *logs])
 
     def __repr__(self) -> str:
         pid = self._process.pid if self._process else "not started"

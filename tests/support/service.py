@@ -30,7 +30,16 @@ import orjson
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["READ", "ROOT", "WRITE", "Service", "ServiceError", "ServiceProcess", "run_service", "unacknowledged"]
+__all__ = [
+    "READ",
+    "ROOT",
+    "WRITE",
+    "Service",
+    "ServiceError",
+    "ServiceProcess",
+    "run_service",
+    "unacknowledged",
+]
 
 READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE

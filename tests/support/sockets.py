@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -23,13 +24,16 @@ __all__ = [
     "receive_all",
     "receive_exactly",
     "reset",
+    "seconds_until_echo",
 ]
 
 TIMEOUT_SECONDS = 10.0
 """Of each call on a socket of a test."""
 
 
-def connect(port: int, host: str = "127.0.0.1", timeout: float = TIMEOUT_SECONDS) -> socket.socket:
+def connect(
+    port: int, host: str = "127.0.0.1", timeout: float = TIMEOUT_SECONDS
+) -> socket.socket:
     """Connect; every later call on the socket has the deadline too."""
     sock = socket.create_connection((host, port), timeout)
     with suppress(OSError):  # reset already: the next call says so
@@ -71,6 +75,27 @@ def receive_exactly(sock: socket.socket, size: int) -> bytes:
             raise EOFError(f"a clean end after {len(data)} of {size} bytes")
         data += piece
     return bytes(data)
+
+
+def seconds_until_echo(port: int, host: str = "127.0.0.1", *, tries: bool = False) -> float:
+    """How long a visitor of an ``echo`` app that comes now waits for its answer.
+
+    Args:
+        tries: Visitors that are reset are followed by others, as with a browser.
+
+    Raises:
+        ConnectionResetError: If it was reset instead.
+    """
+    begin = time.monotonic()
+    while True:
+        try:
+            with connect(port, host, timeout=20) as visitor:
+                visitor.sendall(b"hello")
+                assert receive_exactly(visitor, 5) == b"hello"
+                return time.monotonic() - begin
+        except ConnectionResetError:
+            if not tries or time.monotonic() - begin > 20:
+                raise
 
 
 def receive_all(sock: socket.socket, *, may_reset: bool = False) -> bytes:

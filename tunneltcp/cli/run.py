@@ -22,7 +22,6 @@ from tunneltcp.master.process import ProcessState
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tunneltcp.control.context import WorkerContext
 
 __all__ = ["bind_option", "folder_options", "main", "run_master", "server_option"]
 
@@ -74,6 +73,10 @@ def run_master(
     log_dir: Path | None = None,
 ) -> NoReturn:
     """Load the config, run the master, and leave with its exit code."""
+    # Here and not above: "tunneltcp status" needs no worker. Before the first fork, so that
+    # all workers share it.
+    from tunneltcp.workers import run_worker, warm_up
+
     instance = role.value if instance is None else instance
     try:
         if problem := _option_problem(role, instance, server, bind):
@@ -86,7 +89,8 @@ def run_master(
             role=role,
             instance=instance,
             folders=folders,
-            worker_main=_worker_main(),
+            worker_main=run_worker,
+            warm_up=warm_up,
             port_keys=port_keys,
             announce=announce,
             log_to_stderr=True,
@@ -109,14 +113,6 @@ def _option_problem(
     if role is Role.CLIENT and bind:
         return "--bind is for the server, and this is the client"
     return instance_problem(instance)
-
-
-def _worker_main() -> Callable[[WorkerContext], int]:
-    # Here and not above: "tunneltcp status" needs no worker. Before the first fork, so
-    # that all workers share it.
-    from tunneltcp.workers import run_worker
-
-    return run_worker
 
 
 def _fail(code: int, *problems: str) -> NoReturn:

@@ -41,6 +41,7 @@ from tunneltcp.net.loop import Loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from tunneltcp.config.model import Config, TunnelConfig
     from tunneltcp.master.folders import Folders
@@ -72,6 +73,7 @@ class Master:
         folders: Folders,
         worker_main: Callable[[WorkerContext], int],
         port_keys: Callable[[int], tuple[bytes, ...]],
+        warm_up: Callable[[Path], None] = lambda _path: None,
         announce: Callable[[Master], None] = lambda _master: None,
         log_to_stderr: bool = False,
     ) -> None:
@@ -84,6 +86,7 @@ class Master:
         """When it started; RFC 3339."""
         self._worker_main = worker_main
         self._port_keys = port_keys
+        self._warm_up = warm_up
         self._announce: Callable[[Master], None] | None = announce
         self._log_to_stderr = log_to_stderr
         self._budget = config.budget_bytes or computed_budget(len(config.tunnels))
@@ -123,12 +126,7 @@ class Master:
 
     def _run_locked(self) -> int:
         raise_descriptor_limit()
-        setup_log(
-            self.folders.log / "master.log",
-            max_bytes=self.config.log_bytes,
-            files=self.config.log_files,
-            stderr=self._log_to_stderr,
-        )
+        self._set_up_log()
         self._host_id = host_id(self.folders.state) if self.role is Role.CLIENT else ""
         signals = SignalQueue(
             self._loop,
@@ -177,11 +175,28 @@ class Master:
         logger.bind(
             role=self.role.value, instance=self.instance, pid=self._pid, version=__version__
         ).info("master started with {} tunnels", len(self.tunnels))
+        self._be_warm()
         freeze()
         self._unstarted = list(reversed(self.tunnels))
         self._loop.on_turn = self._on_turn
         self._start_some()
         self._loop.call_later(_ANNOUNCE_SECONDS, self._say_ready)
+
+    def _set_up_log(self) -> None:
+        setup_log(
+            self.folders.log / "master.log",
+            max_bytes=self.config.log_bytes,
+            files=self.config.log_files,
+            stderr=self._log_to_stderr,
+        )
+
+    def _be_warm(self) -> None:
+        """Run what workers run, just before the first of them, so that they share its traces."""
+        path = self.folders.run / "warm-up.log"
+        setup_log(path, max_bytes=self.config.log_bytes, files=1)
+        self._warm_up(path)
+        path.unlink(missing_ok=True)
+        self._set_up_log()
 
     def _turn_until_done(self) -> None:
         while not self._done:

@@ -50,7 +50,7 @@ _IGNORED: Final = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 """A signal to the whole group (Ctrl-C, systemd) does a worker no harm."""
 
 # Looked up before any fork: a child must not start by loading libraries.
-_libc = ctypes.CDLL(None, use_errno=True)
+_libc = ctypes.PyDLL(None, use_errno=True)
 
 
 def freeze() -> None:
@@ -144,11 +144,19 @@ def _help(
 
 
 def _fork() -> tuple[int, SignalMask]:
-    """Fork with all signals blocked; the parent's are let through again."""
+    """Fork with all signals blocked; the parent's are let through again.
+
+    This is fork(2) and not ``os.fork``: that one also calls what libraries want called in a
+    child (the locks of threading, logging and loguru, the seed of random), for threads that
+    the master never has. It touches 150 pages, 0.6 MB of each worker's own memory.
+    """
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     pid = -1
     try:
-        pid = os.fork()
+        pid = _libc.fork()
+        if pid < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, f"cannot fork: {os.strerror(number)}")
     finally:
         if pid != 0:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)

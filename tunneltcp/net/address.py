@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 from typing import Any, Final
 
-__all__ = ["SocketAddress", "format_address", "literal_addresses"]
+__all__ = [
+    "SocketAddress",
+    "format_address",
+    "literal_addresses",
+    "local_address",
+    "pack_address",
+]
 
 SocketAddress = tuple[int, Any]
 """An address family, and what ``connect`` or ``bind`` takes for it."""
@@ -19,30 +24,51 @@ def literal_addresses(host: str, port: int) -> list[SocketAddress]:
 
     "localhost" means both families: an app that listens on one of them is found on either.
     """
-    hosts = _LOCALHOST if host.rstrip(".").lower() == "localhost" else (host,)
+    hosts = _LOCALHOST if host.rstrip(".").lower() == "localhost" else (host.strip("[]"),)
     found: list[SocketAddress] = []
     for text in hosts:
-        bare = text.strip("[]")
-        try:
-            ip = ipaddress.ip_address(bare)
-        except ValueError:
-            return []
-        if ip.version == 4:
-            found.append((socket.AF_INET, (str(ip), port)))
-        else:
-            scope = getattr(ip, "scope_id", None)
-            index = _interface_index(scope) if scope else 0
-            found.append((socket.AF_INET6, (bare.partition("%")[0], port, 0, index)))
+        bare, _, scope = text.partition("%")
+        if not scope and _packed(socket.AF_INET, bare):
+            found.append((socket.AF_INET, (bare, port)))
+        elif _packed(socket.AF_INET6, bare):
+            found.append((socket.AF_INET6, (bare, port, 0, _interface_index(scope))))
     return found
 
 
+def _packed(family: int, host: str) -> bytes:
+    """Return the bytes of a literal address; none if it is no literal of that family."""
+    try:
+        return socket.inet_pton(family, host)
+    except (OSError, ValueError):
+        return b""
+
+
 def _interface_index(scope: str) -> int:
-    if scope.isdigit():
-        return int(scope)
+    if not scope or scope.isdigit():
+        return int(scope or 0)
     try:
         return socket.if_nametoindex(scope)
     except OSError:
         return 0
+
+
+def pack_address(address: object) -> bytes:
+    """Return an address as OPEN carries it (PROTOCOL.md §7.1); IPv4-mapped counts as IPv4."""
+    if isinstance(address, tuple) and len(address) >= 2 and address[0]:
+        host, port = str(address[0]).partition("%")[0], int(address[1])
+        if packed := _packed(socket.AF_INET, host.removeprefix("::ffff:")):
+            return b"\4" + packed + port.to_bytes(2, "big")
+        if packed := _packed(socket.AF_INET6, host):
+            return b"\6" + packed + port.to_bytes(2, "big")
+    return b"\0"
+
+
+def local_address(sock: socket.socket) -> object:
+    """Return the address of our end, or nothing if the connection is gone already."""
+    try:
+        return sock.getsockname()
+    except OSError:
+        return None
 
 
 def format_address(address: object) -> str:

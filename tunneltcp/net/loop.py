@@ -113,10 +113,10 @@ class Loop:
         """Leave :meth:`run` at the end of this turn."""
         self._running = False
 
-    def turn(self) -> None:
-        """Wait once, then call everything that is due."""
+    def turn(self, *, wait: bool = True) -> None:
+        """Wait once, or only look, then call everything that is due."""
         now = self._clock()
-        sleep = self._max_sleep
+        sleep = self._max_sleep if wait else 0.0
         timers = self._timers
         if timers:
             first = timers[0].when - now

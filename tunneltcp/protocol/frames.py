@@ -15,7 +15,6 @@ What *value* means depends on the type. Encoding is done where frames are made, 
 
 from __future__ import annotations
 
-import ipaddress
 import struct
 from enum import IntEnum
 from typing import Final
@@ -35,11 +34,9 @@ __all__ = [
     "SIZE_MASK",
     "SIZE_SHIFT",
     "TYPE_SHIFT",
-    "Address",
     "FrameType",
-    "decode_open",
+    "check_open",
     "encode_frame",
-    "encode_open",
     "is_valid_size",
 ]
 
@@ -113,47 +110,23 @@ def encode_frame(
     return HEADER.pack(word, value) + payload
 
 
-Address = tuple[str, int]
-"""An IP address in text and a port; ("", 0) where there is none."""
+def check_open(payload: bytes) -> None:
+    """Check the payload of OPEN: two addresses, who came and to which of ours.
 
-
-def encode_open(visitor: Address, local: Address) -> bytes:
-    """Return the payload of OPEN: who came, and to which of our addresses.
-
-    Each is one byte of IP version (4, 6, or 0 for "not known"), then the address and,
-    in two bytes, the port; nothing follows a 0.
-    """
-    return _pack_address(visitor) + _pack_address(local)
-
-
-def _pack_address(address: Address) -> bytes:
-    host, port = address
-    if not host:
-        return b"\0"
-    ip = ipaddress.ip_address(host.partition("%")[0])
-    if ip.version == 6 and ip.ipv4_mapped is not None:
-        ip = ip.ipv4_mapped
-    return bytes([ip.version]) + ip.packed + port.to_bytes(2, "big")
-
-
-def decode_open(payload: bytes) -> tuple[Address, Address]:
-    """Return the visitor's address and the one it came to from the payload of OPEN.
+    Each is one byte of IP version (4, 6, or 0 for "not known"), then the address and, in two
+    bytes, the port; nothing follows a 0.
 
     Raises:
-        RemoteProtocolError: If the payload is not laid out like that.
+        RemoteProtocolError: If it is laid out otherwise.
     """
-    visitor, rest = _unpack_address(payload)
-    local, rest = _unpack_address(rest)
+    rest = payload
+    for _ in range(2):
+        size = _ADDRESS_BYTES.get(rest[0]) if rest else None
+        if size is None or len(rest) < size:
+            raise RemoteProtocolError("OPEN carries an address that is cut or of unknown kind")
+        rest = rest[size:]
     if rest:
         raise RemoteProtocolError("OPEN carries more than two addresses")
-    return visitor, local
 
 
-def _unpack_address(data: bytes) -> tuple[Address, bytes]:
-    size = {0: 0, 4: 4, 6: 16}.get(data[0]) if data else None
-    if size is None or (size and len(data) < size + 3):
-        raise RemoteProtocolError("OPEN carries an address that is cut or of unknown kind")
-    if size == 0:
-        return ("", 0), data[1:]
-    host = str(ipaddress.ip_address(data[1 : 1 + size]))
-    return (host, int.from_bytes(data[1 + size : 3 + size], "big")), data[3 + size :]
+_ADDRESS_BYTES: Final = {0: 1, 4: 7, 6: 19}

@@ -18,9 +18,8 @@ from tunneltcp.protocol.frames import (
     FIN_DELIVERED,
     MAX_OFFSET,
     FrameType,
-    decode_open,
+    check_open,
     encode_frame,
-    encode_open,
 )
 from tunneltcp.protocol.receiver import Receiver
 from tunneltcp.protocol.sender import Sender
@@ -28,7 +27,6 @@ from tunneltcp.protocol.stream import DISCARD, Endpoint, Stream
 
 if TYPE_CHECKING:
     from tunneltcp.protocol.arena import Arena
-    from tunneltcp.protocol.frames import Address
     from tunneltcp.protocol.table import StreamTable
 
 __all__ = [
@@ -54,7 +52,7 @@ pauses inside an answer, short against those between two."""
 class SessionHandler(Protocol):
     """What the driver of a session wants to know."""
 
-    def on_open(self, stream: Stream, visitor: Address, local: Address) -> Endpoint:
+    def on_open(self, stream: Stream, addresses: bytes) -> Endpoint:
         """A visitor is there: return the endpoint of its stream (client only)."""
 
     def on_pong(self, value: int) -> None:
@@ -114,10 +112,14 @@ class Session:
 
     # ------------------------------------------------------------------ streams
 
-    def open_stream(
-        self, endpoint: Endpoint, cookie: int, visitor: Address, local: Address
-    ) -> Stream | None:
-        """Open a stream for a visitor; None if there is no room for another."""
+    def open_stream(self, endpoint: Endpoint, cookie: int, addresses: bytes) -> Stream | None:
+        """Open a stream for a visitor; None if there is no room for another.
+
+        Args:
+            endpoint: What the stream moves bytes to and from.
+            cookie: The kernel's name for the visitor's socket.
+            addresses: The payload of OPEN, see :func:`~.frames.check_open`.
+        """
         window = self._allot_window()
         if window is None:
             return None
@@ -130,7 +132,7 @@ class Session:
             limit=self._first_limit,
             granted=window,
             window=window,
-            open_payload=encode_open(visitor, local),
+            open_payload=addresses,
         )
         stream.use(endpoint)
         self.last_id = stream_id
@@ -277,7 +279,7 @@ class Session:
 
     def receive_open(self, stream_id: int, limit: int, payload: bytes) -> None:
         """OPEN: a visitor is there (client only)."""
-        visitor, local = decode_open(payload)
+        check_open(payload)
         if self._opens:
             raise RemoteProtocolError("the peer opened a stream; only a server does")
         if limit > MAX_OFFSET or stream_id == 0:
@@ -301,7 +303,7 @@ class Session:
         )
         self.streams[stream_id] = stream
         self.sender.owe_credit(stream)
-        endpoint = self.handler.on_open(stream, visitor, local)
+        endpoint = self.handler.on_open(stream, payload)
         if self.streams.get(stream_id) is stream:
             stream.use(endpoint)
 

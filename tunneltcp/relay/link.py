@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     import socket
 
     from tunneltcp.net.loop import Loop, Timer
-    from tunneltcp.protocol.frames import Address
     from tunneltcp.protocol.stream import Endpoint, Stream
     from tunneltcp.relay.memory import ReceiveBuffer, TunnelMemory
 
@@ -41,7 +40,7 @@ _WARM_BYTES: Final = 64 * 1024
 class LinkOwner(Protocol):
     """What a worker wants to know of its link."""
 
-    def on_open(self, link: Link, stream: Stream, visitor: Address, local: Address) -> Endpoint:
+    def on_open(self, link: Link, stream: Stream, addresses: bytes) -> Endpoint:
         """A visitor is there (client only)."""
 
     def on_doubt(self, link: Link) -> None:
@@ -141,10 +140,10 @@ class Link:
         except BlockingIOError:
             return False
         except OSError as error:
-            self._lose(f"connection failed: {error.strerror}")
+            self.lose(f"connection failed: {error.strerror}")
             return True
         if not count:
-            self._lose("closed by the other side")
+            self.lose("closed by the other side")
             return True
         if count > _WARM_BYTES:
             self._buffer.used = True
@@ -162,7 +161,7 @@ class Link:
         except RemoteProtocolError as error:
             self.session.goaway(GoawayCode.PROTOCOL_ERROR)
             self.flush()
-            self._lose(f"protocol error: {error}")
+            self.lose(f"protocol error: {error}")
             return
         self._kept = bytes(view[used:end]) if used < end else b""
 
@@ -185,7 +184,7 @@ class Link:
             except BlockingIOError:
                 count = 0
             except OSError as error:
-                self._lose(f"connection failed: {error.strerror}")
+                self.lose(f"connection failed: {error.strerror}")
                 return
             if count < size:
                 _drop_sent(pending, count)
@@ -251,9 +250,9 @@ class Link:
 
     # ------------------------------------------------------------ the session calls
 
-    def on_open(self, stream: Stream, visitor: Address, local: Address) -> Endpoint:
+    def on_open(self, stream: Stream, addresses: bytes) -> Endpoint:
         """Pass it on."""
-        return self._owner.on_open(self, stream, visitor, local)
+        return self._owner.on_open(self, stream, addresses)
 
     def on_pong(self, value: int) -> None:
         """Measure the round trip."""
@@ -279,7 +278,8 @@ class Link:
         self._pending = _NOTHING
         self.session.abort_all(ResetCode.CANCELLED)
 
-    def _lose(self, reason: str) -> None:
+    def lose(self, reason: str) -> None:
+        """End the link as if it had failed: its owner is told."""
         if self.is_open:
             self.close()
             self._owner.on_lost(self, reason)

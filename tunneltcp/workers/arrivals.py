@@ -18,9 +18,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import random
 import socket
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Final, Protocol
 
 from tunneltcp.net.loop import READ
@@ -111,6 +111,9 @@ class Arrivals:
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
+        if self._reserve is not None:
+            os.close(self._reserve)
+            self._reserve = None
         for arrival in list(self._undecided.values()):
             self._forget(arrival)
             arrival.sock.close()
@@ -169,7 +172,8 @@ class Arrivals:
     def _take(self, sock: socket.socket, address: object, *, on_reserve: bool) -> None:
         sock.setblocking(False)
         if len(self._undecided) >= MAX_UNDECIDED:
-            victim = random.choice(list(self._undecided.values()))  # noqa: S311 - no secret
+            number = int.from_bytes(os.urandom(4), "big") % MAX_UNDECIDED
+            victim = next(islice(self._undecided.values(), number, None))
             self._forget(victim)
             victim.sock.close()
             self._free_reserve(victim)

@@ -11,10 +11,10 @@ written; ten times a second the counters are stored where the master reads them.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from loguru import logger
@@ -69,6 +69,13 @@ class Worker:
 
     def run(self) -> int:
         """Serve until told otherwise; return the exit code."""
+        self._catch_signals()
+        self.begin()
+        self.loop.run()
+        return self._exit_code if self._exit_code is not None else ExitCode.DONE
+
+    def begin(self) -> None:
+        """Begin to serve, and say so; the loop is the caller's to turn."""
         counters = self.counters
         for counter in (Counter.VISITORS, Counter.HELD, Counter.LINK_STATE, Counter.RTT_US):
             counters[counter] = 0
@@ -76,14 +83,11 @@ class Worker:
         self._done_out = counters[Counter.BYTES_OUT]
         self._done_resets = counters[Counter.RESETS_TOTAL]
         self.loop.register(self._channel.fileno(), READ, self._on_channel)
-        self._catch_signals()
         self.loop.on_beat = self._beat
-        self._own_descriptors = sum(1 for _ in Path("/proc/self/fd").iterdir())
+        self._own_descriptors = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - see log.py
         self.start()
         self._tidy()
         self.tell({"type": "ready"})
-        self.loop.run()
-        return self._exit_code if self._exit_code is not None else ExitCode.DONE
 
     def start(self) -> None:
         """Begin to serve; called once."""
@@ -93,6 +97,17 @@ class Worker:
         """Leave at the end of this turn."""
         self._exit_code = code
         self.loop.stop()
+
+    def close(self) -> None:
+        """Let go of everything; for who runs a worker inside another process."""
+        if self.link is not None:
+            self.link.close()
+        self._channel.close()
+        self.loop.close()
+
+    def count_visitors(self) -> int:
+        """Return how many visitors there are now."""
+        return int(self.counters[Counter.VISITORS])
 
     def _catch_signals(self) -> None:
         for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):

@@ -7,7 +7,7 @@ WELCOME. Nothing that it says changes anything before its PROOF is right.
 from __future__ import annotations
 
 import contextlib
-import secrets
+import os
 import socket
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -128,8 +128,8 @@ class Claim:
             agent=AGENT,
             port=self._claims.port,
             keys=self._claims.keys,
-            nonce=secrets.token_bytes(32),
-            stand_in_key=secrets.token_bytes(32),
+            nonce=os.urandom(32),
+            stand_in_key=os.urandom(32),
         )
         return True
 

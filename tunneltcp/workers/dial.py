@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import socket
 from typing import TYPE_CHECKING, Protocol
 
@@ -51,7 +50,7 @@ class Attempt:
         self._owner = owner
         self.address = address
         self.number = hello.attempt
-        self._handshake = ClientHandshake(hello, key, secrets.token_bytes(48))
+        self._handshake = ClientHandshake(hello, key, os.urandom(48))
         self.is_open = True
         self.is_proving = False
         self.is_challenged = False

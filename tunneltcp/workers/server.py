@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import socket
 from typing import TYPE_CHECKING, Final
 
 from tunneltcp.control.counters import Counter
+from tunneltcp.net.address import local_address, pack_address
 from tunneltcp.net.sockopt import cookie
 from tunneltcp.protocol.errors import GoawayCode, ResetCode
 from tunneltcp.protocol.messages import RefusedCode
@@ -20,7 +21,6 @@ from tunneltcp.workers.claims import Claims
 if TYPE_CHECKING:
     from tunneltcp.control.context import WorkerContext
     from tunneltcp.net.loop import Timer
-    from tunneltcp.protocol.frames import Address
     from tunneltcp.protocol.stream import Endpoint, Stream
     from tunneltcp.workers.claims import Claim
 
@@ -102,6 +102,12 @@ class ServerWorker(Worker):
         undecided = len(self._arrivals) + len(self._claims)
         return super().count_connections() + undecided + len(self._relays) + len(self._held)
 
+    def close(self) -> None:
+        """Let go of everything."""
+        self._arrivals.close()
+        self._claims.close()
+        super().close()
+
     # ------------------------------------------------------------------- arrivals
 
     def silence_seconds(self) -> float:
@@ -147,12 +153,8 @@ class ServerWorker(Worker):
             relay: Relay = VisitorRelay(self, sock, address)
         else:
             relay = Relay(self.loop, sock, self.on_visitor_over)
-        try:
-            local = sock.getsockname()[:2]
-        except OSError:
-            local = ("", 0)
-        visitor: Address = address[:2] if isinstance(address, tuple) else ("", 0)
-        stream = link.session.open_stream(relay, cookie(sock), visitor, local)
+        addresses = pack_address(address) + pack_address(local_address(sock))
+        stream = link.session.open_stream(relay, cookie(sock), addresses)
         if stream is None:
             sock.close()
             self.warn("memory", "the tunnel's memory is used up: a visitor was reset")
@@ -238,7 +240,7 @@ class ServerWorker(Worker):
             old = self.link
             old.close()
             self.drop_link("replaced by a newer link of its client")
-        session_id = secrets.token_bytes(16)
+        session_id = os.urandom(16)
         self.memory.table.set_session(session_id, 1)
         hello = claim.hello
         self._owner_ids = (hello.host_id, hello.run_id)
@@ -265,7 +267,7 @@ class ServerWorker(Worker):
         host = address.rpartition(":")[0]
         self.warn(f"link from {host}: {reason}", f"no link from {host}: {reason}")
 
-    def on_open(self, link: Link, stream: Stream, visitor: Address, local: Address) -> Endpoint:
+    def on_open(self, link: Link, stream: Stream, addresses: bytes) -> Endpoint:
         """Never called: only a server opens, and its session refuses OPEN."""
         raise NotImplementedError
 

@@ -69,7 +69,8 @@ def test_the_table(tmp_path):
     assert done.exit_code == 0
     first = next(line for line in done.stdout.splitlines() if line.lstrip().startswith("60001"))
     assert first.split() == [
-        "60001", "localhost:8000", "running", "up", "1.2", "ms", "2/30", "1.5", "kB", "2.5", "MB",
+        "60001", "localhost:8000", "running", "up", "1.2", "ms", "2/30", "1.5", "kB", "2.5",
+        "MB",
         "1", "2", "20.0", "MB", "web",
     ]  # fmt: skip
     assert "60002: port 60002 is busy\\x1b[2J" in done.stdout
@@ -108,7 +109,7 @@ def test_who_may_not_ask_is_told_whose_it_is(tmp_path, monkeypatch):
 
     folder.mkdir()
     monkeypatch.setattr("tunneltcp.cli.status.socket.socket", Refusing)
-    with pytest.raises(NotAllowed, match="belongs to user .*: only .* and root may ask it"):
+    with pytest.raises(NotAllowed, match=r"belongs to user .*: only .* and root may ask it"):
         ask(folder, {"op": "status"})
     done = status("--run-dir", folder)
     assert done.exit_code == 1

@@ -30,7 +30,8 @@ def test_what_is_known():
 @pytest.mark.parametrize(
     "message",
     [{}, {"type": "x"}, {"type": "link"}, {"type": "link", "state": "sideways"}, {"type": 1},
-     {"type": "resolve", "host": "", "port": 1}, {"type": "resolve", "host": "a", "port": 70_000},
+     {"type": "resolve", "host": "", "port": 1},
+     {"type": "resolve", "host": "a", "port": 70_000},
      {"type": "resolve", "host": "a"}, {"type": "resolve", "host": "a", "port": "1"},
      {"type": "resolve", "host": "a" * 254, "port": 1}],
 )  # fmt: skip

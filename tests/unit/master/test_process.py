@@ -67,6 +67,9 @@ def test_one_that_keeps_crashing_waits_longer_and_longer_and_never_gives_up():
     one.handle(I.READY, now)
     one.handle(I.EXIT, now + 10)
     assert one.deadline == now + 10, "a stable run must forget the failures before it"
+    one.handle(I.TIME_UP, now + 10)
+    one.handle(I.EXIT, now + 11)
+    assert one.deadline == now + 11, "the first failure after it is a first one again"
 
 
 def test_a_blocked_start_is_no_restart_and_is_tried_each_few_seconds():

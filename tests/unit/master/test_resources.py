@@ -104,7 +104,8 @@ def test_nobody_changes_the_size_of_the_memory():
 
 @pytest.mark.parametrize(
     ("machine", "tunnels", "budget"),
-    [(16 << 30, 1, 64 << 20), (512 << 20, 4, 32 << 20), (512 << 20, 50, 4 << 20), (8 << 30, 0, 64 << 20)],
+    [(16 << 30, 1, 64 << 20), (512 << 20, 4, 32 << 20), (512 << 20, 50, 4 << 20),
+     (8 << 30, 0, 64 << 20)],
 )  # fmt: skip
 def test_the_budget(monkeypatch, machine, tunnels, budget):
     monkeypatch.setattr(resources, "_machine_bytes", lambda: machine)

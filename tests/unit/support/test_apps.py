@@ -87,7 +87,11 @@ def test_pattern_may_finish_first_and_go_on_reading(apps: Apps) -> None:
 
 @pytest.mark.parametrize(
     ("body", "end"),
-    [(pattern(3, 0, 99), b"SHORT 99 of 100\n"), (pattern(3, 0, 99) + b"!", b""), (bytes(101), b"")],
+    [
+        (pattern(3, 0, 99), b"SHORT 99 of 100\n"),
+        (pattern(3, 0, 99) + b"!", b""),
+        (bytes(101), b""),
+    ],
     ids=["short", "changed", "long"],
 )
 def test_pattern_finds_wrong_uploads(apps: Apps, body: bytes, end: bytes) -> None:

@@ -36,7 +36,8 @@ def test_a_child_left_behind_is_named_and_ended() -> None:
 
 @pytest.mark.slow
 def test_a_grandchild_whose_parent_died_comes_to_us() -> None:
-    code = "import subprocess, sys; print(subprocess.Popen(['sleep', '60']).pid, flush=True); input()"
+    start = "subprocess.Popen(['sleep', '60'])"
+    code = f"import subprocess; print({start}.pid, flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as child:

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.apps import Apps
 from tests.support.netns import TwoHosts, missing_ss_kill, two_hosts
 from tests.support.require import require_ability
-from tests.support.apps import Apps
 from tests.support.visitors import Load
 from tests.support.wait import wait_until
 

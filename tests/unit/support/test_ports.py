@@ -20,7 +20,9 @@ def test_ports_are_outside_the_ephemeral_range_and_differ() -> None:
     assert all(not low <= port <= high for port in ports)
 
 
-@pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")])
+@pytest.mark.parametrize(
+    ("family", "host"), [(socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")]
+)
 def test_a_port_in_use_is_passed_over(tmp_path: Path, family: int, host: str) -> None:
     port = free_port()
     with socket.socket(family) as taken:
@@ -47,7 +49,7 @@ def test_two_processes_never_get_the_same_port(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
 
     assert mine | set(map(int, done.stdout.split())) == set(candidates)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError):  # noqa: PT012 - at the end
         for _ in candidates:
             ours.take()
 

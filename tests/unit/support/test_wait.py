@@ -22,8 +22,10 @@ def test_a_failed_assertion_means_not_yet() -> None:
 
 
 def test_the_failure_names_what_was_waited_for_and_what_it_saw() -> None:
-    with pytest.raises(AssertionError, match=r"not within 0\.01 s: the link is up \(last: \[\]\)"):
-        wait_until(lambda: [], timeout=0.01, what="the link is up")
+    with pytest.raises(
+        AssertionError, match=r"not within 0\.01 s: the link is up \(last: \[\]\)"
+    ):
+        wait_until(list, timeout=0.01, what="the link is up")
     with pytest.raises(AssertionError, match="said late"):
         wait_until(lambda: False, timeout=0.0, what=lambda: "said late")
 

@@ -1,0 +1,223 @@
+"""What is handed out for the link: fair, in order, and untouched until it is written."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support import frame_factory as make
+from tests.support.frame_factory import split_frames
+from tests.support.session_pair import MANY, SessionPair
+from tunneltcp.protocol.arena import MIN_RING_BYTES
+from tunneltcp.protocol.frames import MAX_PAYLOAD_BYTES, FrameType
+
+
+def warm(pair, visits):
+    """Let streams get their full windows and rings, then come to rest."""
+    pair.make_willing()
+    for visit in visits:
+        visit.visitor.write(3 << 20)
+    pair.settle()
+    pair.make_willing()
+    pair.settle()
+    pair.check_complete()
+
+
+@given(st.integers(1, 5000), st.booleans(), st.integers(0, 3))
+def test_a_modest_stream_is_in_the_very_next_batch(size, later, batches):
+    pair = SessionPair(16 << 20)
+    greedy, modest = pair.must_open(), pair.must_open()
+    warm(pair, [greedy])
+    greedy.visitor.write(64 << 20)
+    while greedy.visitor.read() > 0:
+        pass
+    for _ in range(batches):  # the greedy one is in the middle of it
+        pair.server.write()
+        pair.client.receive(pair.server.out)
+        pair.server.receive(pair.client.out)
+        while greedy.visitor.read() > 0:
+            pass
+    if later:
+        pair.server.write(1)  # a batch is handed out, and the wire is full
+    modest.visitor.write(size)
+    modest.visitor.read()
+    pair.server.write()
+    if later:
+        pair.server.write()
+
+    batch = split_frames(bytes(pair.server.out.flying))
+    mine = [frame for frame in batch if frame.stream_id == modest.visitor.stream.id]
+    assert [(f.type, f.value, len(f.payload)) for f in mine] == [(FrameType.DATA, 0, size)]
+
+
+@given(st.integers(2, 12), st.integers(1, 4))
+def test_streams_are_served_in_turn(count, rounds):
+    pair = SessionPair(64 << 20)
+    visits = [pair.must_open() for _ in range(count)]
+    warm(pair, visits)
+    pair.settle()
+    for visit in visits:
+        visit.visitor.write(MANY)
+        while visit.visitor.read() > 0:
+            pass
+    order = []
+    for _ in range(rounds * count):
+        pair.server.write()
+        order += [f.stream_id for f in split_frames(bytes(pair.server.out.flying)) if f.payload]
+        pair.server.out.flying.clear()
+    ids = [visit.visitor.stream.id for visit in visits]
+    first = order.index(ids[0]) % count
+    turn = order[first : first + count]
+    assert sorted(turn) == ids, "each stream once, before any has a second frame"
+    assert order[: 2 * count] == (order[:count] * 2)[: len(order[: 2 * count])]
+
+
+@given(st.lists(st.integers(1, 400_000), min_size=1, max_size=6), st.integers(1, 40))
+def test_frames_of_a_stream_are_in_order_and_without_gap(sizes, budget_units):
+    pair = SessionPair(budget_units * 8 * MIN_RING_BYTES)
+    visit = pair.must_open()
+    pair.make_willing()
+    seen = bytearray()
+    for size in sizes:
+        visit.visitor.write(size)
+    visit.visitor.end()
+    for _ in range(400):
+        while visit.visitor.read() > 0:
+            pass
+        pair.server.write()
+        seen += pair.server.out.flying
+        pair.client.receive(pair.server.out)
+        pair.client.session.sweep()
+        pair.client.session.sweep()
+        pair.client.write()
+        pair.server.receive(pair.client.out)
+    frames = [f for f in split_frames(seen) if f.stream_id]
+    assert frames[0].type is FrameType.OPEN
+    offset = 0
+    for frame in frames:
+        if frame.type is FrameType.DATA:
+            assert frame.value == offset
+            assert len(frame.payload) <= MAX_PAYLOAD_BYTES
+            offset += len(frame.payload)
+    assert offset == sum(sizes)
+    fins = [f for f in frames if f.type is FrameType.FIN]
+    assert [f.value for f in fins] == [offset]
+    later = frames[frames.index(fins[0]) :]
+    assert not [f for f in later if f.type is FrameType.DATA]
+
+
+# ------------------------------------------------- buffers that were not written yet
+
+
+def test_a_ring_that_grows_leaves_the_buffers_handed_out_alone():
+    pair = SessionPair()
+    visit, other = pair.must_open(), pair.must_open()
+    pair.make_willing()
+    pair.settle()
+    visit.visitor.write(65_536)
+    visit.visitor.read()
+    pair.server.write(100)
+    old = visit.visitor.stream.ring
+    assert old.size == 65_536
+
+    visit.visitor.write(200_000)
+    assert visit.visitor.read() > 0, "the ring has grown"
+    assert visit.visitor.stream.ring is not old
+    other.visitor.write(65_536)
+    other.visitor.read()
+    assert other.visitor.stream.ring is not old
+
+    pair.server.write()  # compares what is written with what was handed out
+    pair.make_willing()
+    pair.settle()
+    pair.check_complete()
+
+
+def test_a_reset_that_comes_meanwhile_leaves_the_buffers_handed_out_alone():
+    pair = SessionPair()
+    visit, other = pair.must_open(), pair.must_open()
+    pair.make_willing()
+    pair.settle()
+    visit.visitor.write(65_536)
+    visit.visitor.read()
+    pair.server.write(100)
+    old = visit.visitor.stream.ring
+
+    visit.target.fail()
+    pair.client.write()
+    pair.server.receive(pair.client.out)
+    assert visit.visitor.over == "aborted"
+    other.visitor.write(65_536)
+    other.visitor.read()
+    assert other.visitor.stream.ring is not old, "something handed out still points to it"
+
+    pair.server.write()
+    pair.settle()
+    pair.check_complete()
+    other.visitor.write(65_536)
+    other.visitor.read()
+    assert pair.server.arena.used_bytes == 65_536, "the old ring came back"
+
+
+@given(st.integers(1, 65_536), st.integers(1, 3))
+def test_a_ring_is_used_again_only_where_all_was_written(first, streams):
+    """The peer delivers the first half of a batch while the other half waits."""
+    pair = SessionPair()
+    visits = [pair.must_open() for _ in range(streams + 1)]
+    pair.make_willing()
+    pair.settle()
+    for visit in visits:
+        visit.visitor.write(first)
+        visit.visitor.read()
+    pair.server.write(16 + first)  # exactly the first stream's frame
+    pair.client.receive(pair.server.out)
+    pair.client.session.sweep()
+    pair.client.session.sweep()
+    pair.client.write()
+    pair.server.receive(pair.client.out)
+    assert visits[0].visitor.stream.acked == first
+    assert visits[0].visitor.stream.ring is None
+
+    visits[0].visitor.write(100_000)
+    while visits[0].visitor.read() > 0:  # takes the warm ring again
+        pass
+    pair.check()
+    pair.settle()
+    pair.check_complete()
+
+
+def test_a_local_reset_keeps_its_ring_until_the_last_buffer_is_written():
+    pair = SessionPair()
+    visit, other = pair.must_open(), pair.must_open()
+    pair.make_willing()
+    pair.settle()
+    visit.visitor.write(1000)
+    visit.visitor.read()
+    old = visit.visitor.stream.ring
+    visit.visitor.fail()
+    pair.server.write(20)  # DATA and RESET are handed out together
+
+    other.visitor.write(1000)
+    other.visitor.read()
+    assert other.visitor.stream.ring is not old
+    pair.server.write()
+    frames = split_frames(bytes(pair.server.out.flying))
+    assert [f.type for f in frames] == [FrameType.DATA, FrameType.RESET]
+    pair.settle()
+    pair.check_complete()
+    assert visit.target.taken == 1000, "what was read before goes in front of the RESET"
+
+
+def test_control_frames_overtake_data():
+    pair = SessionPair()
+    visit = pair.must_open()
+    pair.make_willing()
+    pair.settle()
+    visit.visitor.write(500_000)
+    visit.visitor.read()
+    pair.server.session.receive(memoryview(make.ping(77)), 16)
+    pair.server.session.ping(5)
+    pair.server.write()
+
+    kinds = [f.type for f in split_frames(bytes(pair.server.out.flying))]
+    assert kinds[:3] == [FrameType.PONG, FrameType.PING, FrameType.DATA]

@@ -1,0 +1,218 @@
+"""Two ends of a session as a state machine: every byte arrives, nothing leaks, nothing sticks."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from tests.support.session_pair import MANY, End, SessionPair
+from tunneltcp.protocol.errors import ResetCode
+
+RESET_BEFORE_OPEN_WORKS = False
+"""Whether a stream may be reset before its OPEN went out; see
+tests/unit/protocol/test_session.py, test_a_visitor_that_resets_before_its_open_went_out."""
+
+FREED_RINGS_WAKE_THE_STARVED = False
+"""Whether a ring that comes back by RESET, or with the end of a stream, wakes who waits for
+one; see tests/unit/protocol/test_session.py, test_a_reset_feeds_the_starved."""
+
+SIZES = st.sampled_from([1, 7, 1000, 16_384, 16_385, 65_536, 100_000, 300_000])
+CUTS = st.one_of(st.integers(1, 40), SIZES, st.just(MANY))
+CODES = st.sampled_from([ResetCode.CANCELLED, ResetCode.TARGET_UNREACHABLE, ResetCode.STOPPING])
+
+
+def may_fail(end: End) -> bool:
+    assert end.stream is not None
+    return RESET_BEFORE_OPEN_WORKS or end.stream.open_payload is None
+
+
+class TwoEnds(RuleBasedStateMachine):
+    """Anything that two workers, their sockets and the wire between them may do."""
+
+    budgets = st.sampled_from([1 << 20, 1280 << 10, 2 << 20, 4 << 20])
+    steps = 60
+    left_bytes: st.SearchStrategy[int] = st.just(MANY)
+    """What the two sides have for rings."""
+    ends_early = True
+    """Whether sockets fail and apps end before all is written."""
+
+    pair: SessionPair
+
+    @initialize(
+        server=budgets,
+        client=budgets,
+        first_id=st.sampled_from([1, 2**32 - 2, 2**40 - 100]),
+        max_streams=st.sampled_from([2, 6]),
+        client_max_streams=st.sampled_from([2, 6]),
+        connects=st.booleans(),
+        data=st.data(),
+    )
+    def start(self, server, client, first_id, max_streams, client_max_streams, connects, data):
+        self.pair = SessionPair(
+            server,
+            client_budget_bytes=client,
+            max_streams=max_streams,
+            client_max_streams=client_max_streams,
+            first_id=first_id,
+        )
+        self.pair.connects_at_once = connects
+        for side in self.pair.sides:
+            side.hold_back(data.draw(self.left_bytes, label=f"left for the {side.name}"))
+
+    def ends(self) -> list[End]:
+        visits = self.pair.visits if hasattr(self, "pair") else []
+        return [
+            end
+            for visit in visits
+            for end in visit.ends
+            if end.stream is not None and not end.over
+        ]
+
+    def pick(self, data, wanted=lambda end: True) -> End | None:
+        found = [end for end in self.ends() if wanted(end)]
+        return data.draw(st.sampled_from(found), label="end") if found else None
+
+    @rule()
+    def open(self):
+        self.pair.open()
+
+    @precondition(lambda self: self.ends_early)
+    @rule(refuses=st.booleans())
+    def targets_refuse(self, refuses):
+        self.pair.refuses = refuses
+
+    @precondition(lambda self: self.ends())
+    @rule(data=st.data(), size=SIZES)
+    def app_writes(self, data, size):
+        end = self.pick(data, lambda end: not end.ended)
+        if end is not None:
+            end.write(size)
+            end.read(size)
+
+    @precondition(lambda self: self.ends())
+    @rule(data=st.data(), size=CUTS)
+    def relay_reads(self, data, size):
+        end = self.pick(data, lambda end: end.watching)
+        if end is not None:
+            end.read(size)
+
+    @precondition(lambda self: self.ends() and self.ends_early)
+    @rule(data=st.data())
+    def app_ends(self, data):
+        end = self.pick(data, lambda end: not end.ended)
+        if end is not None:
+            end.end()
+            end.read()
+
+    @precondition(lambda self: self.ends())
+    @rule(data=st.data(), size=CUTS)
+    def app_takes(self, data, size):
+        end = self.pick(data)
+        if end is not None:
+            end.take(size)
+
+    @precondition(lambda self: self.ends())
+    @rule(data=st.data())
+    def socket_connects(self, data):
+        end = self.pick(data, lambda end: not end.connected)
+        if end is not None:
+            end.connect()
+
+    @precondition(lambda self: self.ends() and self.ends_early)
+    @rule(data=st.data(), code=CODES)
+    def socket_fails(self, data, code):
+        end = self.pick(data, may_fail)
+        if end is not None:
+            end.fail(code)
+
+    @precondition(lambda self: self.ends())
+    @rule(size=CUTS)
+    def server_writes(self, size):
+        self.pair.server.write(size)
+
+    @precondition(lambda self: self.ends())
+    @rule(size=CUTS)
+    def client_writes(self, size):
+        self.pair.client.write(size)
+
+    @precondition(lambda self: self.ends())
+    @rule(size=CUTS)
+    def server_receives(self, size):
+        self.pair.server.receive(self.pair.client.out, size)
+
+    @precondition(lambda self: self.ends())
+    @rule(size=CUTS)
+    def client_receives(self, size):
+        self.pair.client.receive(self.pair.server.out, size)
+
+    @precondition(lambda self: self.ends())
+    @rule(turns=st.integers(1, 4))
+    def some_turns_pass(self, turns):
+        for _ in range(turns):
+            self.pair.pump()
+            for end in self.ends():
+                end.read()
+
+    @rule()
+    def time_passes(self):
+        for side in self.pair.sides:
+            side.session.sweep()
+            side.arena.tidy()
+
+    @rule(value=st.integers(0, 2**64 - 1))
+    def server_pings(self, value):
+        self.pair.server.session.ping(value)
+
+    @invariant()
+    def holds(self):
+        if hasattr(self, "pair"):
+            self.pair.check()
+
+    def teardown(self):
+        if not hasattr(self, "pair"):
+            return
+        pair = self.pair
+        pair.make_willing()
+        pair.settle()
+        pair.check_complete()
+        if not FREED_RINGS_WAKE_THE_STARVED:
+            for side in pair.sides:
+                side.hold_nothing_back()
+        pair.end_all()
+        pair.settle()
+        pair.check_complete()
+        pair.check_all_over()
+        for visit in pair.visits:
+            for end in visit.ends:
+                if not end.code >= 0 and end.stream is not None:
+                    assert end.over == "clean", f"{end}: not a clean end, without a reason"
+        visit = pair.open()
+        assert visit is not None, "no room although nobody is there"
+
+
+class ShortOfMemory(TwoEnds):
+    """The same with rings for one to four streams, of which there are up to six."""
+
+    budgets = st.sampled_from([1280 << 10, 2 << 20])
+    left_bytes = st.sampled_from([16 << 10, 32 << 10, 64 << 10])
+    ends_early = FREED_RINGS_WAKE_THE_STARVED
+
+
+@pytest.mark.parametrize("machine", [TwoEnds, ShortOfMemory])
+def test_two_ends(machine):
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            stateful_step_count=machine.steps,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+        ),
+    )

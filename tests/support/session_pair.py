@@ -1,0 +1,629 @@
+"""Two real sessions on a fake wire, and models of the sockets at their ends.
+
+Theory of operation
+-------------------
+A :class:`SessionPair` is a server's session and a client's, each with an arena and a stream
+table of its own in plain memory, joined by two wires. Nothing moves by itself: the test
+says which endpoint reads or takes how much, how many bytes a wire writes and how many come
+out of it, in any order and any cuts. ``settle`` lets everything run until nothing moves.
+
+An :class:`End` stands for a socket as a relay uses one: what its app writes is a pattern
+with a seed of its own, and what it takes is checked against the other end's pattern byte by
+byte, at the moment when "the socket" takes it (so a copy that should have been made, and
+was not, is found). A wire keeps the buffers that a session handed out as they are, and
+compares them with a copy when they are written: whatever changed meanwhile is an error.
+
+``check`` asserts what must hold at each step; the state machines call it after each rule.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from tests.support.frame_factory import addresses
+from tests.support.pattern import PatternChecker, pattern
+from tunneltcp.protocol.arena import MIN_RING_BYTES, Arena
+from tunneltcp.protocol.errors import ResetCode
+from tunneltcp.protocol.sender import BATCH_BYTES
+from tunneltcp.protocol.session import FIRST_WINDOW_BYTES, Session
+from tunneltcp.protocol.table import (
+    COOKIE,
+    END_READ,
+    ERROR_SEEN,
+    FIN_OFFSET,
+    FLAGS,
+    HEADER_WORDS,
+    RECORD_WORDS,
+    RING_WORD,
+    STREAM_ID,
+    StreamTable,
+)
+from tunneltcp.protocol.table import BYTES_READ as READ_WORD
+
+if TYPE_CHECKING:
+    from tunneltcp.protocol.arena import Ring
+    from tunneltcp.protocol.stream import Endpoint, Stream
+
+__all__ = ["MANY", "End", "SessionPair", "Side", "Visit", "Wire"]
+
+MANY: Final = 1 << 40
+"""More than any test moves."""
+
+_NEXT_ID_WORD: Final = 5
+
+
+class End:
+    """A model of a socket and of the app behind it; the endpoint of one stream.
+
+    Args:
+        seed: Of the pattern that the app writes.
+        peer_seed: Of the pattern that must come.
+        connected: Whether the socket takes anything yet.
+    """
+
+    def __init__(self, name: str, seed: int, peer_seed: int, *, connected: bool) -> None:
+        self.name = name
+        self.stream: Stream | None = None
+        self.record = 0
+        self.seed = seed
+        # The app's side of the socket.
+        self.written = 0
+        """Bytes that the app wrote and that can be read."""
+        self.ended = False
+        """The app ended its output."""
+        # What the relay knows.
+        self.read_bytes = 0
+        self.watching = True
+        """Whether the relay would look at the socket for reading."""
+        self.finished = False
+        """The end of input was read, and FIN asked for."""
+        # The other direction.
+        self.checker = PatternChecker(peer_seed)
+        self.connected = connected
+        self.appetite = 0
+        """Bytes that the socket takes before it is full."""
+        self.waiting = bytearray()
+        self.fin_waits = False
+        self.fin_passed_on = False
+        # The end.
+        self.over = ""
+        """"clean", "aborted" (by the session) or "reset" (by this end)."""
+        self.code = -1
+
+    def __repr__(self) -> str:
+        return (
+            f"<{self.name} read={self.read_bytes}/{self.written} ended={self.ended}"
+            f" taken={self.taken} waiting={len(self.waiting)} over={self.over!r}>"
+        )
+
+    @property
+    def taken(self) -> int:
+        """Bytes that the socket took; all of them were right."""
+        return self.checker.offset
+
+    @property
+    def came(self) -> int:
+        """Bytes that the session delivered."""
+        return self.checker.offset + len(self.waiting)
+
+    # -------------------------------------------------------------- what a test does
+
+    def start(self, stream: Stream) -> None:
+        """Belong to a stream."""
+        self.stream = stream
+        self.record = stream.record
+
+    def write(self, size: int) -> None:
+        """Let the app write."""
+        assert not self.ended, "the test wrote behind the end"
+        self.written += size
+
+    def end(self) -> None:
+        """Let the app end its output."""
+        self.ended = True
+
+    def read(self, size: int = MANY) -> int:
+        """Let the relay read once, at most ``size`` bytes; what :meth:`Stream.fill` said."""
+        if self.over or not self.watching or self.stream is None:
+            return -1
+        available = min(self.written - self.read_bytes, size)
+        if not available and not (self.ended and self.read_bytes == self.written):
+            return -1  # nothing to read: the loop would not have called
+
+        def receive_into(view: memoryview) -> int:
+            assert len(view), "there is room, but none is offered"
+            count = min(available, len(view))
+            view[:count] = pattern(self.seed, self.read_bytes, count)
+            return count
+
+        count = self.stream.fill(receive_into)
+        if count < 0:
+            self.watching = False
+        elif count == 0:
+            self.watching = False
+            self.finished = True
+            self.stream.finish()
+        else:
+            self.read_bytes += count
+        return count
+
+    def take(self, size: int) -> None:
+        """Let the app read: the socket has room for ``size`` bytes more."""
+        self.appetite += size
+        if self.over or not self.connected:
+            return
+        count = min(len(self.waiting), self.appetite)
+        if count:
+            self._swallow(self.waiting[:count])
+            del self.waiting[:count]
+            assert self.stream is not None, "bytes come on a stream"
+            self.stream.delivered_more(count)
+        if not self.waiting and self.fin_waits:
+            self._pass_fin_on()
+
+    def connect(self) -> None:
+        """Let the socket be connected, if it was not."""
+        self.connected = True
+        self.take(0)
+
+    def fail(self, code: ResetCode = ResetCode.CANCELLED) -> None:
+        """Let the socket fail: the relay lets go of it and resets the stream."""
+        if not self.over and self.stream is not None:
+            self.over = "reset"
+            self.code = code
+            self.stream.reset(code)
+
+    # ------------------------------------------------------------ the session calls
+
+    def deliver(self, data: memoryview) -> int:
+        """See :class:`~tunneltcp.protocol.stream.Endpoint`; so for the others here."""
+        assert not self.over, f"{self}: bytes after the end"
+        assert not self.fin_waits, f"{self}: bytes after FIN"
+        assert not self.fin_passed_on, f"{self}: bytes after FIN"
+        assert len(data), f"{self}: an empty delivery"
+        count = 0
+        if self.connected and not self.waiting:
+            count = min(len(data), self.appetite)
+            self._swallow(data[:count])
+        self.waiting += data[count:]
+        return count
+
+    def _swallow(self, data: bytearray | memoryview) -> None:
+        self.appetite -= len(data)
+        self.checker.feed(data)
+
+    def deliver_fin(self) -> None:
+        """FIN came."""
+        assert not self.over, f"{self}: FIN after the end"
+        assert not self.fin_waits, f"{self}: FIN twice"
+        assert not self.fin_passed_on, f"{self}: FIN twice"
+        self.fin_waits = True
+        if self.connected and not self.waiting:
+            self._pass_fin_on()
+
+    def _pass_fin_on(self) -> None:
+        assert self.stream is not None, "FIN comes on a stream"
+        self.fin_waits = False
+        self.stream.record_fin()
+        self.fin_passed_on = True
+        self.stream.fin_done()
+
+    def resume_reading(self) -> None:
+        """There is room."""
+        assert not self.over, f"{self}: woken after the end"
+        self.watching = True
+
+    def abort(self, code: int) -> None:
+        """RESET."""
+        assert not self.over, f"{self}: over twice"
+        self.over = "aborted"
+        self.code = code
+
+    def close(self) -> None:
+        """A clean end."""
+        assert not self.over, f"{self}: over twice"
+        self.over = "clean"
+
+
+class Visit:
+    """One visitor: the visitor's socket at the server, the target's at the client."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.visitor = End(f"visitor {number}", 2 * number, 2 * number + 1, connected=True)
+        self.target = End(f"target {number}", 2 * number + 1, 2 * number, connected=True)
+        self.link_lost = False
+
+    @property
+    def ends(self) -> tuple[End, End]:
+        """Both."""
+        return self.visitor, self.target
+
+    def check_ends(self) -> None:
+        """What one end was told about the other must be true."""
+        for end, far in ((self.visitor, self.target), (self.target, self.visitor)):
+            assert end.came <= far.read_bytes, f"{end}: bytes from nowhere"
+            if end.fin_waits or end.fin_passed_on:
+                assert far.finished, f"{end}: FIN, but {far} never finished"
+                assert end.came == far.read_bytes == far.written, f"{end}: FIN too early"
+            if end.over == "aborted" and not self.link_lost:
+                cause = far.code if far.stream is not None else ResetCode.OVER_LIMIT
+                assert far.stream is None or far.over == "reset", f"{end}: reset by nobody"
+                assert end.code == cause, f"{end}: reset for another reason"
+            if end.over == "clean":
+                assert end.finished, f"{end}: a clean end without its own FIN"
+                assert end.fin_passed_on, f"{end}: a clean end without the peer's FIN"
+                assert end.taken == far.written, f"{end}: a clean end that lacks bytes"
+                assert far.taken == end.written, f"{end}: a clean end, {far} lacks bytes"
+                assert far.fin_passed_on, f"{end}: a clean end, {far} does not know"
+
+
+class Wire:
+    """One direction of a link: what was handed out, what was written, what came."""
+
+    def __init__(self) -> None:
+        self.batch: list[bytes | memoryview] = []
+        self._copy = b""
+        self._done = 0
+        """Bytes of the batch that were written."""
+        self.flying = bytearray()
+        self.kept = b""
+        self.carried = 0
+        """Bytes ever written."""
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether something handed out is still to be written."""
+        return bool(self.batch)
+
+    def offer(self, batch: list[bytes | memoryview]) -> None:
+        """Take what a session handed out."""
+        assert not self.batch, "more was asked for before the last was written"
+        self.batch = batch
+        self._copy = b"".join(batch)
+        self._done = 0
+
+    def write(self, size: int) -> int:
+        """Let the kernel take ``size`` bytes of the batch; how many those were."""
+        if not self.batch:
+            return 0
+        assert b"".join(self.batch)[self._done :] == self._copy[self._done :], (
+            "buffers changed between being handed out and being written"
+        )
+        part = self._copy[self._done : self._done + size]
+        self.flying += part
+        self.carried += len(part)
+        self._done += len(part)
+        if self._done == len(self._copy):
+            self.batch = []
+        return len(part)
+
+    def lose(self) -> None:
+        """The link is lost, with all that was under way."""
+        self.batch = []
+        self.flying.clear()
+        self.kept = b""
+
+
+class Side:
+    """One side: its session, its memory, and the wire that it writes to."""
+
+    def __init__(
+        self, name: str, budget_bytes: int, max_streams: int, *, opens: bool, first_limit: int
+    ) -> None:
+        self.name = name
+        self.budget_bytes = budget_bytes
+        self.records = max(16, 4 * max_streams)
+        self.table_memory = bytearray(8 * (HEADER_WORDS + RECORD_WORDS * self.records))
+        self.arena_memory = mmap.mmap(-1, 8 * budget_bytes)
+        self.discarded: list[tuple[int, int]] = []
+        self._held_back: list[Ring] = []
+        self.table = StreamTable(memoryview(self.table_memory))
+        self.arena = Arena(memoryview(self.arena_memory), budget_bytes, self._discard)
+        self.max_streams = max_streams
+        self.out = Wire()
+        self.buffer = bytearray(1 << 20)
+        self.pongs: list[int] = []
+        self.goaways: list[int] = []
+        self.accept: Callable[[Stream, bytes], Endpoint] | None = None
+        self.session = Session(
+            self,
+            opens=opens,
+            arena=self.arena,
+            table=self.table,
+            first_limit=first_limit,
+            max_streams=max_streams,
+        )
+
+    def __repr__(self) -> str:
+        return f"<{self.name} streams={len(self.session.streams)} used={self.arena.used_bytes}>"
+
+    def _discard(self, start: int, size: int) -> None:
+        """As MADV_REMOVE does: the range reads as zeros."""
+        self.arena_memory[start : start + size] = bytes(size)
+        self.discarded.append((start, size))
+
+    def hold_back(self, left_bytes: int) -> None:
+        """Leave only so much of the budget for rings, as if other streams had the rest."""
+        while self.arena.left_bytes > left_bytes:
+            ring = self.arena.take(1)
+            assert ring is not None, "the budget is not used up"
+            self._held_back.append(ring)
+
+    def hold_nothing_back(self) -> None:
+        """Give back what :meth:`hold_back` took; whoever waits for room is not told."""
+        while self._held_back:
+            self.arena.give(self._held_back.pop())
+
+    # ---------------------------------------------------------- the session calls
+
+    def on_open(self, stream: Stream, addresses: bytes) -> Endpoint:
+        """A visitor is there."""
+        assert self.accept is not None, "only a client is told of visitors"
+        return self.accept(stream, addresses)
+
+    def on_pong(self, value: int) -> None:
+        """Note it."""
+        self.pongs.append(value)
+
+    def on_goaway(self, code: int) -> None:
+        """Note it."""
+        self.goaways.append(code)
+
+    # ------------------------------------------------------------ what a test does
+
+    def write(self, size: int = MANY) -> int:
+        """Hand out a batch if there is none, then write; how many bytes went."""
+        if not self.out.is_blocked:
+            batch = self.session.data_to_send()
+            assert self.session.sender.batch_bytes == sum(map(len, batch)), "batch_bytes"
+            assert len(batch) <= 1024, "more buffers than one sendmsg takes"
+            assert sum(map(len, batch)) <= 2 * BATCH_BYTES, "a batch is about BATCH_BYTES"
+            assert all(map(len, batch)), "an empty buffer"
+            self.out.offer(batch)
+        return self.out.write(size)
+
+    def receive(self, wire: Wire, size: int = MANY) -> int:
+        """Take what the other side's wire carries; how many bytes came."""
+        count = min(size, len(wire.flying), len(self.buffer) - len(wire.kept))
+        if not count:
+            return 0
+        kept = len(wire.kept)
+        end = kept + count
+        self.buffer[:end] = wire.kept + wire.flying[:count]
+        del wire.flying[:count]
+        view = memoryview(self.buffer)
+        used = self.session.receive(view, end)
+        wire.kept = bytes(view[used:end])
+        assert len(wire.kept) < 64, "more is left than the beginning of a small frame"
+        self.buffer[:end] = bytes(end)  # whoever kept a view of it will see zeros
+        return count
+
+    def check(self) -> None:
+        """What must hold at each step, in one session's books."""
+        session = self.session
+        streams = session.streams.values()
+        assert len(streams) <= self.max_streams
+        held = [*streams, *(s for s in session.resetting.values() if not s.reset_sent)]
+        rings = [stream.ring for stream in held if stream.ring is not None]
+        rings += session.sender.retired + self._held_back
+        assert self.arena.used_bytes == sum(ring.size for ring in rings), "rings leak"
+        assert self.arena.used_bytes <= self.budget_bytes, "rings over the budget"
+        assert session.granted_bytes == sum(s.window for s in streams), "windows leak"
+        assert session.granted_bytes <= self.budget_bytes, "windows over the budget"
+        places = sorted(((ring.word >> 8) - 1, ring.size) for ring in rings)
+        for (unit, size), (after, _) in zip(places, places[1:], strict=False):
+            assert unit * MIN_RING_BYTES + size <= after * MIN_RING_BYTES, "two rings overlap"
+        for stream in streams:
+            self._check_stream(stream)
+        self._check_records({stream.record: stream.id for stream in held})
+
+    def _check_stream(self, stream: Stream) -> None:
+        ring_bytes = stream.ring.size if stream.ring is not None else 0
+        assert stream.acked <= stream.sent <= stream.head, stream
+        assert stream.sent <= stream.limit, stream
+        assert stream.head - stream.acked <= ring_bytes, stream
+        assert stream.reported <= stream.delivered <= stream.received, stream
+        assert stream.received - stream.delivered <= stream.window, stream
+        if stream.peer_fin < 0:
+            assert stream.received <= stream.granted, stream
+            assert stream.granted <= stream.reported + stream.window, stream
+
+    def _check_records(self, held: dict[int, int]) -> None:
+        words = self.table.words
+        for index in range(self.records):
+            record = HEADER_WORDS + RECORD_WORDS * index
+            if record in held:
+                assert words[record + STREAM_ID] == held[record], "a record of two streams"
+            else:
+                assert not any(words[record : record + RECORD_WORDS]), "a record leaks"
+        assert len(set(held.values())) == len(held), "a stream with two records"
+
+    def check_record(self, end: End) -> None:
+        """The record says what is true of this end's socket."""
+        stream = end.stream
+        if end.over or stream is None:
+            return
+        words, record = self.table.words, end.record
+        assert words[record + STREAM_ID] == stream.id
+        assert words[record + READ_WORD] == end.read_bytes == stream.head
+        assert words[record + RING_WORD] == (stream.ring.word if stream.ring else 0)
+        assert words[record + FLAGS] & END_READ == (END_READ if end.finished else 0)
+        assert not words[record + FLAGS] & ERROR_SEEN
+        assert words[record + FIN_OFFSET] == (end.taken + 1 if end.fin_passed_on else 0)
+        assert stream.delivered == end.taken
+        assert stream.received == end.came
+        if stream.ring is not None and stream.head > stream.acked:
+            last = stream.head - 1  # the ring is the replay buffer: what is in it is right
+            for offset in {stream.acked, (stream.acked + last) // 2, last}:
+                start = ((words[record + RING_WORD] >> 8) - 1) * MIN_RING_BYTES
+                byte = self.arena_memory[start + offset % stream.ring.size]
+                assert byte == pattern(end.seed, offset, 1)[0], f"ring of {end} at {offset}"
+
+
+class SessionPair:
+    """A server's session and a client's, and what joins them.
+
+    Args:
+        budget_bytes: Of each side.
+        max_streams: Of each side.
+        first_id: The first stream id, as if so many visitors had come before.
+    """
+
+    def __init__(
+        self,
+        budget_bytes: int = 4 << 20,
+        *,
+        client_budget_bytes: int = 0,
+        max_streams: int = 16,
+        client_max_streams: int = 0,
+        first_id: int = 1,
+        first_limit: int = FIRST_WINDOW_BYTES,
+    ) -> None:
+        self.server = Side(
+            "server", budget_bytes, max_streams, opens=True, first_limit=first_limit
+        )
+        self.server.table.words[_NEXT_ID_WORD] = first_id
+        self.client = Side(
+            "client",
+            client_budget_bytes or budget_bytes,
+            client_max_streams or max_streams,
+            opens=False,
+            first_limit=0,
+        )
+        self.client.accept = self._accept
+        self.visits: list[Visit] = []
+        self.connects_at_once = True
+        self.refuses = False
+        """Whether targets refuse, in the very call that tells of the visitor."""
+
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        """Both."""
+        return self.server, self.client
+
+    def open(self) -> Visit | None:
+        """Let a visitor come; None if there was no room for it."""
+        visit = Visit(len(self.visits))
+        end = visit.visitor
+        cookie = 1000 + visit.number
+        payload = addresses(visit.number)
+        stream = self.server.session.open_stream(end, cookie, payload)
+        if stream is None:
+            return None
+        end.start(stream)
+        assert self.server.table.words[stream.record + COOKIE] == cookie
+        self.visits.append(visit)
+        return visit
+
+    def must_open(self) -> Visit:
+        """Let a visitor come for whom there is room."""
+        visit = self.open()
+        assert visit is not None, "no room for a visitor"
+        return visit
+
+    def _accept(self, stream: Stream, payload: bytes) -> Endpoint:
+        number = int.from_bytes(payload[5:7], "big")
+        assert payload == addresses(number), "OPEN carries other addresses"
+        end = self.visits[number].target
+        assert end.stream is None, "a visitor was announced twice"
+        end.connected = self.connects_at_once
+        end.start(stream)
+        if self.refuses:
+            end.fail(ResetCode.TARGET_REFUSED)
+        return end
+
+    def pump(self, size: int = MANY) -> int:
+        """Write and receive once in each direction; how many bytes moved."""
+        moved = 0
+        for side, other in ((self.server, self.client), (self.client, self.server)):
+            moved += side.write(size)
+            moved += other.receive(side.out, size)
+        return moved
+
+    def settle(self, turns: int = 10_000) -> None:
+        """Run until nothing moves: wires carry, endpoints read, time passes."""
+        quiet = 0
+        for _ in range(turns):
+            moved = self.pump()
+            for visit in self.visits:
+                for end in visit.ends:
+                    moved += max(0, end.read())
+            if moved:
+                quiet = 0
+                continue
+            for side in self.sides:
+                side.session.sweep()
+            quiet += 1
+            if quiet > 4:
+                break
+        else:
+            raise AssertionError("it never comes to rest")
+        self.check()
+
+    def make_willing(self) -> None:
+        """From now on every socket is connected and takes all that comes."""
+        self.connects_at_once = True
+        for visit in self.visits:
+            for end in visit.ends:
+                end.appetite = MANY
+                end.connect()
+
+    def end_all(self) -> None:
+        """Let every app end its output."""
+        for visit in self.visits:
+            for end in visit.ends:
+                end.end()
+
+    def lose_link(self) -> None:
+        """The link is lost and, in this version, its streams with it."""
+        for side in self.sides:
+            side.out.lose()
+            side.session.abort_all(ResetCode.CANCELLED)
+        for visit in self.visits:
+            visit.link_lost = True
+
+    # -------------------------------------------------------------------- checks
+
+    def check(self) -> None:
+        """What must hold at each step."""
+        for side in self.sides:
+            side.check()
+        for visit in self.visits:
+            self.server.check_record(visit.visitor)
+            self.client.check_record(visit.target)
+            visit.check_ends()
+
+    def check_complete(self) -> None:
+        """Nothing is under way and every socket is willing: all that was read has come."""
+        for visit in self.visits:
+            for end, far in (visit.ends, visit.ends[::-1]):
+                if not visit.visitor.over and not visit.target.over:
+                    assert end.read_bytes == end.written, f"{end}: stuck, not all was read"
+                    assert far.taken == end.written, f"{end}: stuck, {far} lacks bytes"
+                    assert not end.ended or end.finished, f"{end}: its end was not read"
+                    assert far.fin_passed_on == end.finished, f"{end}: stuck FIN"
+
+    def check_all_over(self) -> None:
+        """Every stream is over on both sides, and nothing is held for any."""
+        for visit in self.visits:
+            for end in visit.ends:
+                assert end.over or end.stream is None, f"{end}: never ended"
+        for side in self.sides:
+            session = side.session
+            assert not session.streams
+            assert not session.resetting, "a RESET without an answer"
+            for _ in range(2):
+                session.sweep()
+            assert not session.owing
+            assert not session.data_to_send(), "something is left to say"
+            assert not session.sender.has_output
+            side.hold_nothing_back()
+            assert side.arena.used_bytes == 0, "ring memory leaks"
+            assert session.granted_bytes == 0, "windows leak"
+            words = side.table.words
+            for index in range(side.records):
+                record = HEADER_WORDS + RECORD_WORDS * index
+                assert not words[record + STREAM_ID], "a record leaks"

@@ -1,0 +1,203 @@
+"""The options of sockets, and what they mean for whoever is at the far end."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from pathlib import Path
+
+import pytest
+
+from tests.support.fake_peer import tcp_pair
+from tests.support.sockets import expect_reset, receive_all
+from tunneltcp.master.resources import open_listeners
+from tunneltcp.net.sockopt import (
+    LINK_TIMEOUT_MS,
+    LINK_UNSENT_BYTES,
+    TCP_NOTSENT_LOWAT,
+    UNSENT_BYTES,
+    close_cleanly,
+    cookie,
+    is_connected_to_itself,
+    prepare_connection,
+    prepare_link,
+    prepare_listener,
+)
+
+TCP, SOL = socket.IPPROTO_TCP, socket.SOL_SOCKET
+
+
+def options(sock: socket.socket) -> dict[str, int | tuple[int, int]]:
+    onoff, seconds = struct.unpack("ii", sock.getsockopt(SOL, socket.SO_LINGER, 8))
+    return {
+        "nodelay": int(bool(sock.getsockopt(TCP, socket.TCP_NODELAY))),
+        "keepalive": sock.getsockopt(SOL, socket.SO_KEEPALIVE),
+        "idle": sock.getsockopt(TCP, socket.TCP_KEEPIDLE),
+        "interval": sock.getsockopt(TCP, socket.TCP_KEEPINTVL),
+        "count": sock.getsockopt(TCP, socket.TCP_KEEPCNT),
+        "oobinline": sock.getsockopt(SOL, socket.SO_OOBINLINE),
+        "notsent_lowat": sock.getsockopt(TCP, TCP_NOTSENT_LOWAT),
+        "user_timeout": sock.getsockopt(TCP, socket.TCP_USER_TIMEOUT),
+        "linger": (onoff, seconds),
+    }
+
+
+CONNECTION = {
+    "nodelay": 1,
+    "keepalive": 1,
+    "idle": 60,
+    "interval": 10,
+    "count": 6,
+    "oobinline": 1,
+    "notsent_lowat": 128 * 1024,
+    "user_timeout": 0,  # it kills who merely does not read
+    "linger": (1, 0),  # whoever dies with it open resets it
+}
+
+
+@pytest.fixture
+def prepared_pair():
+    """A connection whose first end is prepared as a visitor's or a target's is."""
+    one, other = tcp_pair()
+    prepare_connection(one)
+    other.settimeout(5)
+    yield one, other
+    one.close()
+    other.close()
+
+
+def test_a_connection_has_all_options():
+    with socket.socket() as sock:
+        prepare_connection(sock)
+        assert options(sock) == CONNECTION
+    assert UNSENT_BYTES == CONNECTION["notsent_lowat"]
+
+
+def listener_of_net(host: str) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    prepare_listener(listener)
+    listener.bind((host, 0))
+    listener.listen()
+    return listener
+
+
+def listener_of_master(host: str) -> socket.socket:
+    return socket.socket(fileno=open_listeners(0, [host])[0])
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("make", [listener_of_net, listener_of_master])
+def test_accepted_sockets_inherit_all_options(make, host):
+    with make(host) as listener:
+        with socket.create_connection(listener.getsockname()[:2]):
+            listener.setblocking(True)
+            accepted, _ = listener.accept()
+            with accepted:
+                assert options(accepted) == CONNECTION
+
+
+def test_a_link_accepted_as_if_it_were_a_visitor_gets_the_options_of_a_link(prepared_pair):
+    one, _ = prepared_pair
+    prepare_link(one)
+    found = options(one)
+    assert found["linger"] == (0, 0)
+    assert found["nodelay"] == 1
+    assert found["keepalive"] == 1
+    assert found["notsent_lowat"] == LINK_UNSENT_BYTES
+    assert found["user_timeout"] == LINK_TIMEOUT_MS
+
+
+def test_close_cleanly_sends_all_bytes_and_fin(prepared_pair):
+    one, other = prepared_pair
+    size = 0
+    with pytest.raises(BlockingIOError):
+        while True:
+            size += one.send(bytes(65536))
+    close_cleanly(one)
+    assert len(receive_all(other)) == size
+
+
+def test_closing_otherwise_sends_rst(prepared_pair):
+    one, other = prepared_pair
+    one.send(b"half of an answer")
+    one.close()
+    expect_reset(other)
+
+
+def test_close_cleanly_of_a_connection_that_was_reset_is_harmless(prepared_pair):
+    one, other = prepared_pair
+    prepare_connection(other)
+    other.close()
+    close_cleanly(one)
+    assert one.fileno() == -1
+    close_cleanly(one)
+
+
+class TestConnectedToItself:
+    @staticmethod
+    def closed_even_port() -> int:
+        """A port that outgoing connections may get (Linux gives them the even ones first
+        or last, by version; connecting from the same port makes it sure)."""
+        low, high = map(
+            int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+        )
+        for port in range(low + low % 2 + 1000, high, 2):
+            with socket.socket() as probe:
+                try:
+                    probe.bind(("127.0.0.1", port))
+                except OSError:
+                    continue
+                return port
+        raise AssertionError("no port is free")
+
+    def test_is_recognised(self):
+        port = self.closed_even_port()
+        with socket.socket() as sock:
+            sock.setsockopt(SOL, socket.SO_REUSEADDR, 1)
+            sock.bind(("127.0.0.1", port))
+            sock.connect(("127.0.0.1", port))
+            sock.send(b"echo")
+            assert sock.recv(10) == b"echo"
+            assert is_connected_to_itself(sock)
+
+    def test_happens_to_who_dials_a_closed_port_again_and_again(self):
+        """Design §9: so it is worth a check at all. Bounded: not each kernel does it."""
+        low, high = map(
+            int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+        )
+        port = self.closed_even_port()
+        for _ in range(2 * (high - low)):
+            with socket.socket() as sock:
+                if sock.connect_ex(("127.0.0.1", port)) == 0:
+                    assert is_connected_to_itself(sock)
+                    return
+        pytest.skip("this kernel never chose the port that was dialled")
+
+    def test_is_not_said_of_others(self, prepared_pair):
+        one, other = prepared_pair
+        assert not is_connected_to_itself(one)
+        assert not is_connected_to_itself(other)
+
+    def test_is_not_said_of_one_without_an_end(self):
+        with socket.socket() as sock:
+            assert not is_connected_to_itself(sock)
+
+
+class TestCookie:
+    def test_is_what_the_kernel_says_and_differs(self, prepared_pair):
+        one, other = prepared_pair
+        said = struct.unpack("=Q", one.getsockopt(SOL, 57, 8))[0]
+        assert cookie(one) == said > 0
+        assert cookie(one) == cookie(one)
+        assert cookie(one) != cookie(other)
+
+    def test_stays_with_the_socket_when_the_number_changes(self, prepared_pair):
+        one, _ = prepared_pair
+        with one.dup() as copy:
+            assert cookie(copy) == cookie(one)
+
+    def test_is_0_for_who_is_closed(self):
+        sock = socket.socket()
+        sock.close()
+        assert cookie(sock) == 0

@@ -1,0 +1,121 @@
+"""What both sides share: the channel to the master, signals, leaving."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from tunneltcp.control.counters import Counter, LinkState
+from tunneltcp.errors import ExitCode
+
+
+@pytest.fixture(params=["server", "client"])
+def bench(world, request):
+    if request.param == "server":
+        return world.server()
+    return world.client(world.raw_server(speaks=False).port, 1)
+
+
+class TestChannel:
+    def test_says_ready_first(self, world, bench):
+        world.turn()
+        assert bench.messages[0] == {"type": "ready"}
+
+    def test_stop_means_at_once(self, world, bench):
+        bench.say(type="stop")
+        world.until(lambda: bench.worker.left is not None)
+        assert bench.worker.left is ExitCode.DONE
+
+    def test_its_end_means_that_the_master_has_gone(self, world, bench):
+        world.stepper.pumps.remove(bench.pump)
+        bench.channel.close()
+        world.until(lambda: bench.worker.left is not None)
+
+    @pytest.mark.parametrize("garbage", [b"\xff\xfe", b"[1]", b"{}", b'{"type": "later"}'])
+    def test_garbage_is_survived(self, world, bench, garbage):
+        bench.channel.send(garbage)
+        world.settle()
+        assert bench.worker.left is None
+        bench.say(type="stop")
+        world.until(lambda: bench.worker.left is not None)
+
+    def test_a_master_that_does_not_read_holds_nobody_up(self, world, bench):
+        world.stepper.pumps.remove(bench.pump)
+        for _ in range(2000):
+            bench.worker.tell({"type": "link", "state": "up", "peer": "x", "reason": "y"})
+        world.settle()
+        bench.say(type="stop")
+        world.until(lambda: bench.worker.left is not None)
+
+    def test_a_master_that_has_gone_is_told_nothing_more(self, world, bench):
+        world.stepper.pumps.remove(bench.pump)
+        bench.channel.close()
+        bench.worker.tell({"type": "link"})
+        world.until(lambda: bench.worker.left is not None)
+
+
+class TestCounters:
+    def test_of_the_present_begin_anew_and_totals_go_on(self, world, bench):
+        counters = bench.counters
+        for which in (Counter.VISITORS, Counter.HELD, Counter.RTT_US):
+            counters[which] = 7
+        counters[Counter.LINK_STATE] = LinkState.DOUBTED
+        counters[Counter.BYTES_IN] = 5000
+        counters[Counter.VISITORS_TOTAL] = 9
+        bench.loop.unregister(bench.worker._channel.fileno())
+        bench.worker.begin()
+        for which in (Counter.VISITORS, Counter.HELD, Counter.RTT_US, Counter.LINK_STATE):
+            assert counters[which] == 0
+        assert counters[Counter.BYTES_IN] == 5000
+        assert counters[Counter.VISITORS_TOTAL] == 9
+
+    def test_lines_that_were_dropped_are_counted(self, world, bench):
+        world.pass_time(1.1)
+        assert bench.counter(Counter.LOG_DROPPED) == 0
+
+
+class TestSignals:
+    """In a process of its own: signals belong to the process."""
+
+    @staticmethod
+    def in_child(bench, world, numbers) -> tuple[list[dict], int]:
+        kept = {number: signal.getsignal(number) for number in (*numbers, signal.SIGTERM)}
+        ignored = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
+        kept |= {number: signal.getsignal(number) for number in ignored}
+        old = signal.set_wakeup_fd(-1)
+        try:
+            bench.worker._catch_signals()
+            for number in numbers:
+                os.kill(os.getpid(), number)
+            world.settle()
+        finally:
+            signal.set_wakeup_fd(old)
+            for number, handler in kept.items():
+                signal.signal(number, handler)
+            bench.loop.unregister(bench.worker._waker.fileno())
+            bench.worker._waker.close()
+            bench.worker._wake_writer.close()
+        return bench.messages, 0
+
+    def test_term_asks_the_master_for_a_successor_and_serves_on(self, world, bench):
+        messages, _ = self.in_child(bench, world, [signal.SIGTERM])
+        assert {"type": "replace"} in messages
+        assert bench.worker.left is None
+
+    def test_those_for_the_whole_group_are_ignored(self, world, bench):
+        messages, _ = self.in_child(
+            bench, world, [signal.SIGINT, signal.SIGQUIT, signal.SIGHUP]
+        )
+        assert {"type": "replace"} not in messages
+        assert bench.worker.left is None
+
+
+def test_run_turns_until_it_is_told_to_stop(world):
+    """The way a process runs it, but for its signals."""
+    bench = world.server()
+    bench.worker._catch_signals = lambda: None
+    bench.worker.begin = lambda: None
+    bench.say(type="stop")
+    assert bench.worker.run() == ExitCode.DONE
