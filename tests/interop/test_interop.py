@@ -7,6 +7,7 @@ test of tunneltcp with itself would not notice.
 
 from __future__ import annotations
 
+import itertools
 import re
 import signal
 import socket
@@ -48,6 +49,8 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "PROTOCOL.md"
 
 _TCP_CLOSE = 7  # a state of TCP_INFO: a reset came; after a clean end it would be another
 
+_numbers = itertools.count(1)
+
 # The client's program.
 
 
@@ -55,7 +58,7 @@ class Program:
     """The second client as a process; its end is asked for and checked."""
 
     def __init__(self, port: int, folder: Path, *words: str) -> None:
-        self.output = folder / f"client-{port}-{free_port()}.txt"
+        self.output = folder / f"client-{port}-{next(_numbers)}.txt"
         command = [sys.executable, "-I", "-S", client.__file__, "--control"]
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
@@ -221,8 +224,8 @@ def test_half_closed_streams_stay_open(tunnels: Tunnels) -> None:
 def test_a_reset_stays_a_reset(tunnels: Tunnels, who: int) -> None:
     ends = tunnels.open()
     with ends[0], ends[1]:
-        echoed = ends[0].send(b"hello")
-        assert receive_exactly(ends[1], echoed) == b"hello"
+        ends[0].sendall(b"hello")
+        assert receive_exactly(ends[1], 5) == b"hello"
         ends[1].sendall(b"answer")
         assert receive_exactly(ends[0], 6) == b"answer"
         reset(ends[who])
@@ -479,7 +482,7 @@ def test_welcome_says_what_the_document_says(link: RawLink) -> None:
     assert 0 < len(welcome["agent"]) <= 64
 
 
-def test_a_wrong_preface_is_refused_without_a_mac(tunnels: Tunnels, link: RawLink) -> None:
+def test_a_wrong_preface_is_refused_without_a_mac(link: RawLink) -> None:
     port, nonce = link.port, bytes(16)
     right, wrong = client.port_key(port), client.port_key(port, "wrong")
     prefaces = {
@@ -493,7 +496,7 @@ def test_a_wrong_preface_is_refused_without_a_mac(tunnels: Tunnels, link: RawLin
     assert link.ask() == []
 
 
-def test_a_wrong_proof_is_denied_without_a_mac(tunnels: Tunnels, link: RawLink) -> None:
+def test_a_wrong_proof_is_denied_without_a_mac(link: RawLink) -> None:
     """Also to who has the right preface, the right key id, or the key but another id."""
     port, key, wrong = (
         link.port,
@@ -546,10 +549,6 @@ def test_another_run_is_refused_while_the_owner_answers(tunnels: Tunnels) -> Non
         assert len(owner.lines()) == 1
 
 
-@pytest.mark.xfail(
-    reason="no PING to an owner whose link came up under 0.1 s ago: it is taken for a ghost",
-    strict=False,
-)
 def test_another_run_is_refused_though_the_owner_has_just_come(link: RawLink) -> None:
     """It answers whatever PING comes, and says nothing else."""
     with ThreadPoolExecutor(1) as pool:
@@ -560,14 +559,11 @@ def test_another_run_is_refused_though_the_owner_has_just_come(link: RawLink) ->
     assert answer.result().code == "in_use"
 
 
-def test_a_ghost_loses_the_port(tunnels: Tunnels, link: RawLink) -> None:
+def test_a_ghost_loses_the_port(link: RawLink) -> None:
     """The owner is connected and says nothing."""
     with RawLink(link.port, client.Identity()) as newcomer:
         assert newcomer.ask() == []
         assert link.receive() is None
-        link.sock.close()
-    with RawLink(link.port, ME):
-        pass
 
 
 def test_a_link_that_was_silent_first_is_still_a_link(link: RawLink) -> None:
@@ -581,7 +577,6 @@ def test_a_link_that_was_silent_first_is_still_a_link(link: RawLink) -> None:
         assert link.receive() is None
 
 
-@pytest.mark.xfail(reason="its preface goes to the target as if it were a visitor's bytes")
 def test_a_link_that_came_too_late_is_reset(link: RawLink) -> None:
     with connect(link.port) as late:
         opened = link.receive()

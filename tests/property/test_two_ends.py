@@ -172,6 +172,11 @@ class TwoEnds(RuleBasedStateMachine):
     def server_pings(self, value):
         self.pair.server.session.ping(value)
 
+    @precondition(lambda self: self.ends() and self.ends_early)
+    @rule()
+    def link_is_lost(self):
+        self.pair.relink()
+
     @invariant()
     def holds(self):
         if hasattr(self, "pair"):

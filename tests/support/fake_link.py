@@ -1,4 +1,4 @@
-"""The far end of a link, played by a test: frame by frame, and only as alive as it should be."""
+"""The far end of a link, played by a test: frame by frame, as alive as it should be."""
 
 from __future__ import annotations
 
@@ -198,7 +198,11 @@ class _ServerEnd(RawLink):
     def pump(self) -> None:
         self.peer.pump()
         server = self._server
-        if self.handshake is None and server.speaks and len(self.peer.received) >= PREFACE_BYTES:
+        if (
+            self.handshake is None
+            and server.speaks
+            and len(self.peer.received) >= PREFACE_BYTES
+        ):
             first = bytes(self.peer.received[:PREFACE_BYTES])
             del self.peer.received[:PREFACE_BYTES]
             self.handshake = ServerHandshake(

@@ -27,6 +27,7 @@ from tunneltcp.control.context import MEMORY_BYTES, Role, WorkerContext
 from tunneltcp.control.counters import COUNTERS_BYTES, Counter, map_counters
 from tunneltcp.errors import ExitCode
 from tunneltcp.master.resources import make_memory, open_listeners
+from tunneltcp.protocol.errors import ResetCode
 from tunneltcp.protocol.preface import port_key
 from tunneltcp.workers.client import ClientWorker
 from tunneltcp.workers.server import ServerWorker
@@ -117,6 +118,8 @@ class WorkerBench:
         if isinstance(self.worker, SteppedServer):
             for held in self.worker._held:
                 held.sock.close()
+        for relay in list(self.worker._relays):
+            relay.abort(ResetCode.CANCELLED)
         self.worker.close()
         self.channel.close()
 
@@ -133,7 +136,7 @@ class World:
         self.pass_time = self.stepper.pass_time
         self._closers: list[Callable[[], object]] = []
 
-    def server(self, **settings: Any) -> WorkerBench:
+    def server(self, **settings: Any) -> WorkerBench:  # noqa: ANN401
         """Start a server's worker on a free port; ``settings`` are those of its context."""
         fds = open_listeners(0, ["127.0.0.1"])
         with socket.socket(fileno=os.dup(fds[0])) as listener:
@@ -141,7 +144,7 @@ class World:
         context = _context(Role.SERVER, port, listener_fds=fds)
         return self._bench(replace(context, **settings))
 
-    def client(self, server_port: int, target_port: int, **settings: Any) -> WorkerBench:
+    def client(self, server_port: int, target_port: int, **settings: Any) -> WorkerBench:  # noqa: ANN401
         """Start a client's worker; ``settings`` are those of its context."""
         context = _context(
             Role.CLIENT,
@@ -174,19 +177,19 @@ class World:
         self._play(app)
         return app
 
-    def raw_client(self, port: int, **settings: Any) -> RawClient:
+    def raw_client(self, port: int, **settings: Any) -> RawClient:  # noqa: ANN401
         """Dial a server's worker by hand; see :class:`RawClient`."""
         raw = RawClient(port, **settings)
         self._play(raw)
         return raw
 
-    def linked_client(self, port: int, **settings: Any) -> RawClient:
+    def linked_client(self, port: int, **settings: Any) -> RawClient:  # noqa: ANN401
         """The same, up to WELCOME."""
         raw = self.raw_client(port, **settings)
         self.until(lambda: raw.is_up, "WELCOME")
         return raw
 
-    def raw_server(self, **settings: Any) -> RawServer:
+    def raw_server(self, **settings: Any) -> RawServer:  # noqa: ANN401
         """Be the server that a client's worker dials."""
         raw = RawServer(**settings)
         self._play(raw)
@@ -204,7 +207,7 @@ class World:
             closer()
 
 
-def _context(role: Role, port: int, **settings: Any) -> WorkerContext:
+def _context(role: Role, port: int, **settings: Any) -> WorkerContext:  # noqa: ANN401
     context = WorkerContext(
         role=role,
         instance="test",

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tunneltcp.protocol.arena import Arena
-from tunneltcp.protocol.session import FIRST_WINDOW_BYTES, Session
+from tunneltcp.protocol.session import Session
 from tunneltcp.protocol.table import StreamTable
+from tunneltcp.protocol.windows import FIRST_WINDOW_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable

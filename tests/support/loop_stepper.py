@@ -85,7 +85,11 @@ class LoopStepper:
             self.turn()
 
     def pass_time(self, seconds: float, step: float = 0.05) -> None:
-        """Let the loops' clock run, and turn twice at each of its steps."""
+        """Let the loops' clock run, and turn twice at each of its steps.
+
+        What was begun before is seen through first: it happened before the time passed.
+        """
+        self.settle(4)
         end = self.clock() + seconds
         while (left := end - self.clock()) > 1e-9:
             self.clock.advance(min(step, left))

@@ -27,7 +27,7 @@ from tests.support.pattern import PatternChecker, pattern
 from tunneltcp.protocol.arena import MIN_RING_BYTES, Arena
 from tunneltcp.protocol.errors import ResetCode
 from tunneltcp.protocol.sender import BATCH_BYTES
-from tunneltcp.protocol.session import FIRST_WINDOW_BYTES, Session
+from tunneltcp.protocol.session import Session
 from tunneltcp.protocol.table import (
     COOKIE,
     END_READ,
@@ -41,6 +41,7 @@ from tunneltcp.protocol.table import (
     StreamTable,
 )
 from tunneltcp.protocol.table import BYTES_READ as READ_WORD
+from tunneltcp.protocol.windows import FIRST_WINDOW_BYTES
 
 if TYPE_CHECKING:
     from tunneltcp.protocol.arena import Ring
@@ -233,8 +234,13 @@ class Visit:
     def __init__(self, number: int) -> None:
         self.number = number
         self.visitor = End(f"visitor {number}", 2 * number, 2 * number + 1, connected=True)
-        self.target = End(f"target {number}", 2 * number + 1, 2 * number, connected=True)
+        self.target = self.new_target()
         self.link_lost = False
+
+    def new_target(self) -> End:
+        """The target's end, of which nothing is known yet."""
+        name = f"target {self.number}"
+        return End(name, 2 * self.number + 1, 2 * self.number, connected=True)
 
     @property
     def ends(self) -> tuple[End, End]:
@@ -315,7 +321,7 @@ class Side:
     ) -> None:
         self.name = name
         self.budget_bytes = budget_bytes
-        self.records = max(16, 4 * max_streams)
+        self.records = max(64, 4 * max_streams)
         self.table_memory = bytearray(8 * (HEADER_WORDS + RECORD_WORDS * self.records))
         self.arena_memory = mmap.mmap(-1, 8 * budget_bytes)
         self.discarded: list[tuple[int, int]] = []
@@ -323,27 +329,40 @@ class Side:
         self.table = StreamTable(memoryview(self.table_memory))
         self.arena = Arena(memoryview(self.arena_memory), budget_bytes, self._discard)
         self.max_streams = max_streams
+        self._opens = opens
+        self._first_limit = first_limit
         self.out = Wire()
         self.buffer = bytearray(1 << 20)
         self.pongs: list[int] = []
         self.goaways: list[int] = []
         self.accept: Callable[[Stream, bytes], Endpoint] | None = None
-        self.session = Session(
-            self,
-            opens=opens,
-            arena=self.arena,
-            table=self.table,
-            first_limit=first_limit,
-            max_streams=max_streams,
-        )
+        self.session = self._new_session()
 
     def __repr__(self) -> str:
         return f"<{self.name} streams={len(self.session.streams)} used={self.arena.used_bytes}>"
+
+    def _new_session(self) -> Session:
+        return Session(
+            self,
+            opens=self._opens,
+            arena=self.arena,
+            table=self.table,
+            first_limit=self._first_limit,
+            max_streams=self.max_streams,
+        )
 
     def _discard(self, start: int, size: int) -> None:
         """As MADV_REMOVE does: the range reads as zeros."""
         self.arena_memory[start : start + size] = bytes(size)
         self.discarded.append((start, size))
+
+    def relink(self) -> list[Stream]:
+        """The link is lost, and another is there; the streams that may begin anew."""
+        self.out.lose()
+        unanswered = self.session.take_unanswered() if self._opens else []
+        self.session.abort_all(ResetCode.CANCELLED)
+        self.session = self._new_session()
+        return unanswered
 
     def hold_back(self, left_bytes: int) -> None:
         """Leave only so much of the budget for rings, as if other streams had the rest."""
@@ -411,8 +430,8 @@ class Side:
         rings += session.sender.retired + self._held_back
         assert self.arena.used_bytes == sum(ring.size for ring in rings), "rings leak"
         assert self.arena.used_bytes <= self.budget_bytes, "rings over the budget"
-        assert session.granted_bytes == sum(s.window for s in streams), "windows leak"
-        assert session.granted_bytes <= self.budget_bytes, "windows over the budget"
+        assert session.windows.granted_bytes == sum(s.window for s in streams), "windows leak"
+        assert session.windows.granted_bytes <= self.budget_bytes, "windows over the budget"
         places = sorted(((ring.word >> 8) - 1, ring.size) for ring in rings)
         for (unit, size), (after, _) in zip(places, places[1:], strict=False):
             assert unit * MIN_RING_BYTES + size <= after * MIN_RING_BYTES, "two rings overlap"
@@ -585,6 +604,26 @@ class SessionPair:
         for visit in self.visits:
             visit.link_lost = True
 
+    def relink(self) -> None:
+        """The link is lost, and another is there: unanswered visitors begin anew."""
+        taken = {id(stream.endpoint): stream for stream in self.server.relink()}
+        self.client.relink()
+        for visit in self.visits:
+            end = visit.visitor
+            old = taken.get(id(end))
+            if old is None:
+                visit.link_lost = True
+                continue
+            visit.target = visit.new_target()
+            cookie, payload = 1000 + visit.number, addresses(visit.number)
+            stream = self.server.session.reopen(old, cookie, payload)
+            if stream is None:  # the worker resets the visitor's socket
+                end.over = "reset"
+                end.code = ResetCode.OVER_LIMIT
+            else:
+                end.start(stream)
+                end.watching = not end.finished
+
     # -------------------------------------------------------------------- checks
 
     def check(self) -> None:
@@ -622,7 +661,7 @@ class SessionPair:
             assert not session.sender.has_output
             side.hold_nothing_back()
             assert side.arena.used_bytes == 0, "ring memory leaks"
-            assert session.granted_bytes == 0, "windows leak"
+            assert session.windows.granted_bytes == 0, "windows leak"
             words = side.table.words
             for index in range(side.records):
                 record = HEADER_WORDS + RECORD_WORDS * index

@@ -13,7 +13,7 @@ from tunneltcp.control.context import Role
 
 __all__ = ["main"]
 
-_FILE = click.Path(path_type=Path)
+_FILE = click.Path(path_type=Path, readable=False)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -191,7 +191,7 @@ class Master:
         )
 
     def _be_warm(self) -> None:
-        """Run what workers run, just before the first of them, so that they share its traces."""
+        """Run what workers run, just before the first of them: they share what it leaves."""
         path = self.folders.run / "warm-up.log"
         setup_log(path, max_bytes=self.config.log_bytes, files=1)
         self._warm_up(path)

@@ -48,6 +48,10 @@ __all__ = ["Surroundings", "Tunnel", "WorkerFds"]
 _PACKETS_PER_TURN: Final = 16
 """A worker that talks without end gets its turn like everybody else."""
 
+_REPLACE_SECONDS: Final = 0.2
+"""Between a worker's wish and its replacement: a TERM for the whole group of processes reaches
+the workers first, and then they are to be drained."""
+
 _CHANNEL_END_SECONDS: Final = 1.0
 """A worker whose channel ended is leaving; if it is still there after this, it is broken."""
 
@@ -273,8 +277,8 @@ class Tunnel:
                     self.sampler.look()
                 self.feed(Input.READY)
             case Replace():
-                self._kill_reason = REPLACED
-                self.feed(Input.REPLACE)
+                pid = self.pid
+                self._around.loop.call_later(_REPLACE_SECONDS, lambda: self._replace(pid))
             case LinkChanged():
                 self.link_peer = message.peer if message.state != "down" else ""
                 self._report.link(message)
@@ -283,6 +287,12 @@ class Tunnel:
                 self._around.lookups.ask(
                     pid, message.host, message.port, lambda answer: self._tell(pid, answer)
                 )
+
+    def _replace(self, pid: int | None) -> None:
+        """Replace a worker that was asked to go, unless all are: then it is drained."""
+        if pid is not None and self.pid == pid and self.life.state is ProcessState.RUNNING:
+            self._kill_reason = REPLACED
+            self.feed(Input.REPLACE)
 
     def _tell(self, pid: int, message: dict[str, Any]) -> None:
         """Answer a worker, unless it has been replaced meanwhile."""

@@ -24,26 +24,18 @@ from tunneltcp.protocol.frames import (
 from tunneltcp.protocol.receiver import Receiver
 from tunneltcp.protocol.sender import Sender
 from tunneltcp.protocol.stream import DISCARD, Endpoint, Stream
+from tunneltcp.protocol.windows import FIRST_WINDOW_BYTES, MIN_WINDOW_BYTES, Windows
 
 if TYPE_CHECKING:
     from tunneltcp.protocol.arena import Arena
     from tunneltcp.protocol.table import StreamTable
 
 __all__ = [
-    "FIRST_WINDOW_BYTES",
-    "MAX_WINDOW_BYTES",
-    "MIN_WINDOW_BYTES",
     "SWEEP_SECONDS",
     "Session",
     "SessionHandler",
 ]
 
-MAX_WINDOW_BYTES: Final = 1024 * 1024
-"""Window of a stream while memory is plenty."""
-MIN_WINDOW_BYTES: Final = 16 * 1024
-"""Window of a stream when memory is short: never less."""
-FIRST_WINDOW_BYTES: Final = 32 * 1024
-"""What a server may send on a stream before the first CREDIT (PROTOCOL.md §4.1)."""
 SWEEP_SECONDS: Final = 0.02
 """How long a stream is quiet before CREDIT says that all was delivered: long against the
 pauses inside an answer, short against those between two."""
@@ -83,11 +75,11 @@ class Session:
         max_streams: int,
     ) -> None:
         # What HELLO granted cannot be taken back, so a client never gives less than that.
-        self._min_window = MIN_WINDOW_BYTES if opens else FIRST_WINDOW_BYTES
+        least = MIN_WINDOW_BYTES if opens else FIRST_WINDOW_BYTES
+        self.windows = Windows(arena.budget_bytes, max_streams, least)
         self.handler = handler
         self._opens = opens
         self._first_limit = first_limit
-        self._max_streams = max_streams
         self.arena = arena
         self.table = table
         self.streams: dict[int, Stream] = {}
@@ -95,8 +87,6 @@ class Session:
         """Streams that we reset and the peer has not answered yet."""
         self.last_id = 0
         """The highest id used (by us or by the peer, whoever opens)."""
-        self.granted_bytes = 0
-        """Sum of the windows: what may be granted and not delivered at any time."""
         self._over_read = 0
         self._over_delivered = 0
         self.resets = 0
@@ -120,7 +110,7 @@ class Session:
             cookie: The kernel's name for the visitor's socket.
             addresses: The payload of OPEN, see :func:`~.frames.check_open`.
         """
-        window = self._allot_window()
+        window = self.windows.take()
         if window is None:
             return None
         stream_id = self.table.next_stream_id()
@@ -140,26 +130,6 @@ class Session:
         self.sender.enqueue(stream)
         return stream
 
-    def _allot_window(self) -> int | None:
-        """Choose the window of a new stream; None if there is no room for one.
-
-        While less than half of the budget is granted, everybody gets the most. Then the
-        least is set aside for each stream that may still come, and a new one gets a
-        sixteenth of what is left over.
-        """
-        left = self.arena.budget_bytes - self.granted_bytes
-        more_to_come = self._max_streams - len(self.streams)
-        least = self._min_window
-        if left < least or more_to_come <= 0:
-            return None
-        if self.granted_bytes * 2 < self.arena.budget_bytes:
-            window = min(MAX_WINDOW_BYTES, left)
-        else:
-            spare = left - more_to_come * least
-            window = max(least, min(MAX_WINDOW_BYTES, spare // 16))
-        self.granted_bytes += window
-        return window
-
     def reset_stream(self, stream: Stream, code: ResetCode) -> None:
         """End a stream by RESET from our side; its endpoint is let go of, not called."""
         if self.streams.get(stream.id) is not stream:
@@ -177,7 +147,7 @@ class Session:
 
     def _part(self, stream: Stream) -> Endpoint:
         """Part a stream that is over from its endpoint; return that, to be told."""
-        self.granted_bytes -= stream.window
+        self.windows.give(stream.window)
         self._over_read += stream.head
         self._over_delivered += stream.delivered
         endpoint = stream.endpoint
@@ -214,6 +184,36 @@ class Session:
             endpoint.close()
             self._free(stream)
 
+    def take_unanswered(self) -> list[Stream]:
+        """The link is lost: take out the streams whose OPEN the peer never answered.
+
+        Each keeps its endpoint and, in its ring, all bytes it has read: :meth:`reopen` lets
+        it begin anew in another session.
+        """
+        taken = [s for s in self.streams.values() if not s.confirmed and not s.received]
+        for stream in taken:
+            del self.streams[stream.id]
+            endpoint = self._part(stream)
+            self._over_read -= stream.head  # counted where it begins anew
+            self.table.give(stream.record)
+            stream.endpoint = endpoint
+        return taken
+
+    def reopen(self, old: Stream, cookie: int, addresses: bytes) -> Stream | None:
+        """Open a stream for a visitor that another session could not open.
+
+        Returns:
+            None if there is no room; the ring is given back then.
+        """
+        stream = self.open_stream(old.endpoint, cookie, addresses)
+        if stream is None:
+            if old.ring is not None:
+                self.arena.give(old.ring)
+                old.ring = None
+            return None
+        stream.inherit(old)
+        return stream
+
     def abort_all(self, code: ResetCode) -> None:
         """The link is lost and will not be resumed: reset every endpoint, free everything."""
         streams = list(self.streams.values())
@@ -229,7 +229,6 @@ class Session:
         self.resetting.clear()
         self.owing.clear()
         self.starved.clear()
-        self.granted_bytes = 0
         self.sender.clear()
 
     # ------------------------------------------------------------------ credit
@@ -287,7 +286,7 @@ class Session:
         if stream_id <= self.last_id:
             return
         self.last_id = stream_id
-        window = self._allot_window()
+        window = self.windows.take()
         if window is None:
             self._answer_reset(stream_id, ResetCode.OVER_LIMIT)
             self.resets += 1

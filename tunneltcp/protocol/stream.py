@@ -257,6 +257,15 @@ class Stream:
         self.words[self.record + FLAGS] |= ERROR_SEEN
         self.session.reset_stream(self, code)
 
+    def inherit(self, old: Stream) -> None:
+        """Go on with what ``old`` has read; nobody has got a byte of it."""
+        self.ring, old.ring = old.ring, None
+        self.head = old.head
+        self.fin_at = old.fin_at
+        self.words[self.record + RING_WORD] = self.ring.word if self.ring is not None else 0
+        self.words[self.read_word] = self.head
+        self.words[self.record + FLAGS] = END_READ if self.fin_at >= 0 else 0
+
     # ------------------------------------------------------- the endpoint delivers
 
     def delivered_more(self, count: int) -> None:

@@ -52,8 +52,8 @@ class LinkOwner(Protocol):
     def on_goaway(self, link: Link, code: int) -> None:
         """The peer opens, or takes, no new streams."""
 
-    def on_lost(self, link: Link, reason: str) -> None:
-        """The link is over; its streams were reset and its socket closed."""
+    def on_lost(self, link: Link, reason: str, unanswered: list[Stream]) -> None:
+        """The link is over: its socket is closed, its streams reset but the unanswered ones."""
 
 
 class Link:
@@ -78,6 +78,7 @@ class Link:
         self._sock = sock
         self._fd = sock.fileno()
         self._owner = owner
+        self._opens = opens
         self._buffer = buffer
         self._receive_into = sock.recv_into
         self._sendmsg = sock.sendmsg
@@ -114,7 +115,7 @@ class Link:
     def start(self, rest: bytes) -> None:
         """Begin; ``rest`` is what came behind the handshake."""
         self._loop.register(self._fd, READ, self.on_events)
-        self._send_ping()  # for its round trip; whether it is answered is not judged
+        self.ping()  # for its round trip; whether it is answered is not judged
         self._set_life_timer()
         if rest:
             self._take(memoryview(rest), len(rest))
@@ -217,10 +218,13 @@ class Link:
     def ask_for_life(self) -> None:
         """Send a PING at once, if the link was silent for a moment."""
         if self._liveness.ask(self._loop.now):
-            self._send_ping()
+            self.ping()
             self._set_life_timer()
+        elif len(self.session.streams) == 1:
+            self._set_life_timer()  # no longer idle: it is asked earlier
 
-    def _send_ping(self) -> None:
+    def ping(self) -> None:
+        """Send a PING, whatever came lately."""
         now = self._measured = self._loop.now
         value = int(now * 1e6)
         self._pings = {value: now}
@@ -243,7 +247,7 @@ class Link:
             return
         verdict = self._liveness.check(self._loop.now, busy=bool(self.session.streams))
         if verdict is Verdict.PING or self._loop.now - self._measured > RTT_SECONDS:
-            self._send_ping()
+            self.ping()
         if verdict is Verdict.DOUBT:
             self._owner.on_doubt(self)
         self._set_life_timer()
@@ -252,6 +256,8 @@ class Link:
 
     def on_open(self, stream: Stream, addresses: bytes) -> Endpoint:
         """Pass it on."""
+        if len(self.session.streams) == 1:
+            self._set_life_timer()
         return self._owner.on_open(self, stream, addresses)
 
     def on_pong(self, value: int) -> None:
@@ -266,23 +272,29 @@ class Link:
 
     # ------------------------------------------------------------------------- end
 
-    def close(self) -> None:
-        """End the link: its streams are reset, its owner is not called."""
+    def close(self) -> list[Stream]:
+        """End the link: its streams are reset, its owner is not called.
+
+        Returns:
+            The streams that the peer never heard of, or never answered; they live on.
+        """
         if not self.is_open:
-            return
+            return []
         self.is_open = False
         if self._life_timer is not None:
             self._life_timer.cancel()
         self._loop.unregister(self._fd)
         self._sock.close()
         self._pending = _NOTHING
+        unanswered = self.session.take_unanswered() if self._opens else []
         self.session.abort_all(ResetCode.CANCELLED)
+        return unanswered
 
     def lose(self, reason: str) -> None:
         """End the link as if it had failed: its owner is told."""
         if self.is_open:
-            self.close()
-            self._owner.on_lost(self, reason)
+            unanswered = self.close()
+            self._owner.on_lost(self, reason, unanswered)
 
 
 def _drop_sent(buffers: list[bytes | memoryview], count: int) -> None:

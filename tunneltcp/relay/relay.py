@@ -84,6 +84,15 @@ class Relay:
         self.stream = stream
         self._watch(READ)
 
+    def pause(self) -> None:
+        """The link is lost before anybody saw this visitor: read nothing, and wait."""
+        self._watch(0)
+
+    def start_again(self, stream: Stream) -> None:
+        """Go on with a stream that inherited what was read."""
+        self.stream = stream
+        self._watch(READ if stream.fin_at < 0 else 0)
+
     @property
     def waiting_bytes(self) -> int:
         """Bytes that came for this socket and that it would not take yet."""

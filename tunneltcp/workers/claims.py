@@ -113,7 +113,7 @@ class Claim:
     def _check_preface(self, first: bytes) -> bool:
         preface = parse_preface(first, self._claims.keys)
         code = None
-        if preface.key is None:
+        if preface.key is None or preface.port != self._claims.port:
             code = RefusedCode.DENIED
         elif preface.version != VERSION:
             code = RefusedCode.VERSION

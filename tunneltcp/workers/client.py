@@ -9,8 +9,8 @@ from tunneltcp.control.counters import Counter
 from tunneltcp.net.address import literal_addresses
 from tunneltcp.protocol.errors import GoawayCode, ResetCode
 from tunneltcp.protocol.messages import Hello, RefusedCode
-from tunneltcp.protocol.session import FIRST_WINDOW_BYTES
 from tunneltcp.protocol.stream import DISCARD
+from tunneltcp.protocol.windows import FIRST_WINDOW_BYTES
 from tunneltcp.relay.link import Link
 from tunneltcp.relay.relay import Relay, TargetRelay
 from tunneltcp.workers.base import Worker
@@ -216,8 +216,9 @@ class ClientWorker(Worker):
         super().on_trust(link)
         self._cancel_attempts()
 
-    def on_lost(self, link: Link, reason: str) -> None:
+    def on_lost(self, link: Link, reason: str, unanswered: list[Stream]) -> None:
         """Dial again, at once."""
+        del unanswered  # a client opens none
         if link is not self.link:
             return
         self.drop_link(reason)

@@ -21,6 +21,7 @@ from tunneltcp.workers.claims import Claims
 if TYPE_CHECKING:
     from tunneltcp.control.context import WorkerContext
     from tunneltcp.net.loop import Timer
+    from tunneltcp.protocol.session import Session
     from tunneltcp.protocol.stream import Endpoint, Stream
     from tunneltcp.workers.claims import Claim
 
@@ -28,14 +29,16 @@ __all__ = ["ServerWorker"]
 
 OWNER_SECONDS: Final = 2.0
 """How long the owner of the port has to show that it lives, when another claims it."""
+JUDGE_SECONDS: Final = 0.05
+"""How often it is looked whether it has."""
 MIN_UNDECIDED_SECONDS: Final = 1.0
 """Who has not spoken may be the link; so long it is waited for, even with ``hold`` 0."""
 
 
 class _Held:
-    """A visitor that waits for the link."""
+    """A visitor that waits for the link; with a stream if a lost link had begun with it."""
 
-    __slots__ = ("address", "silent", "since", "sock")
+    __slots__ = ("address", "silent", "since", "sock", "stream")
 
     def __init__(
         self, sock: socket.socket, address: object, since: float, *, silent: bool
@@ -44,32 +47,55 @@ class _Held:
         self.address = address
         self.since = since
         self.silent = silent
+        self.stream: Stream | None = None
 
 
 class VisitorRelay(Relay):
     """A visitor that had not spoken when it was taken for one: it may yet be the link."""
 
-    __slots__ = ("_address", "_worker")
+    __slots__ = ("_address", "_decided", "_worker")
 
     def __init__(self, worker: ServerWorker, sock: socket.socket, address: object) -> None:
         super().__init__(worker.loop, sock, worker.on_visitor_over)
         self._worker = worker
         self._address = address
+        self._decided = False
 
     def on_events(self, events: int) -> None:
         """Look at the first bytes before they are read; from then on, be a plain relay."""
-        if self.stream.head == 0 and not self.waiting_bytes:
-            try:
-                first = self._sock.recv(len(MAGIC), socket.MSG_PEEK)
-            except OSError:
-                first = b""
-            if first == MAGIC and self.stream.received == 0:
-                self._become_link()
-                return
-        super().on_events(events)
+        if self._decided or self._is_visitor():
+            super().on_events(events)
+
+    def _is_visitor(self) -> bool:
+        try:
+            first = self._sock.recv(len(MAGIC), socket.MSG_PEEK)
+        except BlockingIOError:
+            return True  # woken for writing only
+        except OSError:
+            first = b""
+        if first == MAGIC:
+            self._become_link()
+            return False
+        if first and MAGIC.startswith(first):
+            # Half a magic: wait for the rest, but not for ever.
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, len(MAGIC))
+            self._loop.call_later(MIN_UNDECIDED_SECONDS, self._decide)
+            return self.waiting_bytes > 0
+        self._decided = True
+        return True
+
+    def _decide(self) -> None:
+        """Nothing more came behind half a magic: it was meant for the target."""
+        self._decided = True
+        if self._sock.fileno() >= 0:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 
     def _become_link(self) -> None:
-        """A lost packet made it look silent; nothing was written to it, so no harm is done."""
+        """A lost packet made it look silent. If nothing was written to it, no harm is done."""
+        if self.stream.received:
+            self.stream.reset(ResetCode.CANCELLED)
+            self.abort(ResetCode.CANCELLED)  # the client dials again
+            return
         sock, address, worker = self._sock, self._address, self._worker
         self._let_go()
         self.stream.reset(ResetCode.CANCELLED)
@@ -88,8 +114,9 @@ class ServerWorker(Worker):
         self._arrivals = Arrivals(self.loop, listeners, self)
         self._claims = Claims(self.loop, context.port, context.keys, self)
         self._held: dict[_Held, None] = {}
+        """Who waits for the link, in the order in which they came."""
         self._hold_timer: Timer | None = None
-        self._relays: set[Relay] = set()
+        self._relays: dict[Relay, _Held] = {}
         self._owner_ids = ("", "")
         self._client_drains = False
 
@@ -134,38 +161,81 @@ class ServerWorker(Worker):
             self.warn("max_visitors", "max_visitors are here already: another was reset")
             return
         self.counters[Counter.VISITORS_TOTAL] += 1
+        held = _Held(sock, address, self.loop.now, silent=silent)
         if self._can_open():
-            self._open(sock, address, silent=silent)
+            self._open(held)
         elif silent or self.context.hold_seconds <= 0:
             # Silent ones come here only after the whole time of holding.
             sock.close()
         else:
-            self._held[_Held(sock, address, self.loop.now, silent=silent)] = None
+            self._held[held] = None
             self._set_hold_timer()
             if self.link is not None:
                 self.link.ask_for_life()
         self._count_visitors()
 
-    def _open(self, sock: socket.socket, address: object, *, silent: bool) -> None:
+    def _open(self, visitor: _Held) -> None:
+        """Open a stream for a visitor, or open it again."""
         link = self.link
         assert link is not None, "the caller looked"
-        if silent:
-            relay: Relay = VisitorRelay(self, sock, address)
+        sock = visitor.sock
+        addresses = pack_address(visitor.address) + pack_address(local_address(sock))
+        if visitor.stream is not None:
+            self._open_again(visitor, visitor.stream, link.session, addresses)
+            return
+        if visitor.silent:
+            relay: Relay = VisitorRelay(self, sock, visitor.address)
         else:
             relay = Relay(self.loop, sock, self.on_visitor_over)
-        addresses = pack_address(address) + pack_address(local_address(sock))
         stream = link.session.open_stream(relay, cookie(sock), addresses)
         if stream is None:
             sock.close()
             self.warn("memory", "the tunnel's memory is used up: a visitor was reset")
             return
-        self._relays.add(relay)
+        self._relays[relay] = visitor
         relay.start(stream)
         link.ask_for_life()
 
+    def _open_again(
+        self, visitor: _Held, old: Stream, session: Session, addresses: bytes
+    ) -> None:
+        relay = old.endpoint
+        assert isinstance(relay, Relay), "a visitor's endpoint is its relay"
+        visitor.stream = None
+        stream = session.reopen(old, cookie(visitor.sock), addresses)
+        if stream is None:
+            relay.abort(0)
+            return
+        self._relays[relay] = visitor
+        relay.start_again(stream)
+
+    def _hold_again(self, unanswered: list[Stream]) -> None:
+        """A link was lost before its client had seen these: they wait for the next one."""
+        waiting: list[_Held] = []
+        for stream in unanswered:
+            relay = stream.endpoint
+            visitor = self._relays.pop(relay) if isinstance(relay, Relay) else None
+            if visitor is not None and isinstance(relay, Relay):
+                relay.pause()
+                visitor.stream = stream
+                waiting.append(visitor)
+        self._held = dict.fromkeys([*waiting, *self._held])
+        self._set_hold_timer()
+        self._count_visitors()
+
+    def _send_away(self, visitor: _Held) -> None:
+        """Reset a visitor that waited in vain."""
+        if visitor.stream is None:
+            visitor.sock.close()  # as prepared, that is a RST
+            return
+        if visitor.stream.ring is not None:
+            self.memory.arena.give(visitor.stream.ring)
+            visitor.stream.ring = None
+        visitor.stream.endpoint.abort(0)
+
     def on_visitor_over(self, relay: Relay) -> None:
         """A visitor has gone."""
-        self._relays.discard(relay)
+        self._relays.pop(relay, None)
         self._count_visitors()
         if self.draining:
             self._leave_if_empty()
@@ -190,7 +260,7 @@ class ServerWorker(Worker):
             if held.since > latest:
                 break
             del self._held[held]
-            held.sock.close()  # as prepared, that is a RST
+            self._send_away(held)
         self._count_visitors()
         self._set_hold_timer()
 
@@ -201,7 +271,7 @@ class ServerWorker(Worker):
             self._hold_timer.cancel()
             self._hold_timer = None
         for one in held:
-            self._open(one.sock, one.address, silent=one.silent)
+            self._open(one)
         self._count_visitors()
         self._arrivals.recheck()
 
@@ -218,11 +288,11 @@ class ServerWorker(Worker):
             self._take_link(claim)
             return
         # The owner may be a ghost: ask it, and wait no longer than a living one needs.
-        asked = self.loop.now
-        link.ask_for_life()
-        self.loop.call_later(OWNER_SECONDS, lambda: self._judge(claim, link, asked))
+        link.ping()
+        self._judge(claim, link, self.loop.now)
 
     def _judge(self, claim: Claim, owner: Link, asked: float) -> None:
+        """Decide about a newcomer as soon as the owner of the port spoke, or its time is up."""
         if not claim.is_open:
             return
         if self.draining:
@@ -232,14 +302,16 @@ class ServerWorker(Worker):
         elif owner.heard > asked:
             claim.refuse(RefusedCode.IN_USE, owner.peer)
             self.warn("in use", f"another client claims this port while {owner.peer} holds it")
-        else:
+        elif self.loop.now >= asked + OWNER_SECONDS:
             self._take_link(claim)
+        else:
+            self.loop.call_later(JUDGE_SECONDS, lambda: self._judge(claim, owner, asked))
 
     def _take_link(self, claim: Claim) -> None:
         if self.link is not None:
-            old = self.link
-            old.close()
+            unanswered = self.link.close()
             self.drop_link("replaced by a newer link of its client")
+            self._hold_again(unanswered)
         session_id = os.urandom(16)
         self.memory.table.set_session(session_id, 1)
         hello = claim.hello
@@ -288,10 +360,11 @@ class ServerWorker(Worker):
         self.log.info("the client at {} is leaving", link.peer)
         self._arrivals.recheck()
 
-    def on_lost(self, link: Link, reason: str) -> None:
-        """The link is gone, and its streams with it."""
+    def on_lost(self, link: Link, reason: str, unanswered: list[Stream]) -> None:
+        """The link is gone, and with it the streams that its client knew."""
         if link is self.link:
             self.drop_link(reason)
+            self._hold_again(unanswered)
             self._arrivals.recheck()
             self._count_visitors()
             if self.draining:
@@ -304,7 +377,7 @@ class ServerWorker(Worker):
         self._arrivals.close()
         self._claims.close()
         for held in self._held:
-            held.sock.close()
+            self._send_away(held)
         self._held.clear()
         if self.link is not None:
             self.link.session.goaway(GoawayCode.DRAINING)

@@ -98,7 +98,7 @@ class TestTimers:
 class TestDescriptors:
     def test_are_called_when_ready_and_only_for_what_was_asked(self, loop, pair):
         one, other = pair
-        events = []
+        events: list[int] = []
         loop.register(one.fileno(), READ, events.append)
         loop.turn()
         assert events == []
@@ -122,7 +122,7 @@ class TestDescriptors:
 
     def test_unregistered_are_not_called(self, loop, pair):
         one, _ = pair
-        called = []
+        called: list[int] = []
         loop.register(one.fileno(), WRITE, called.append)
         loop.unregister(one.fileno())
         loop.turn()
@@ -143,7 +143,7 @@ class TestDescriptors:
         linger = (1).to_bytes(4, "little") + bytes(4)
         other.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         other.close()  # a RST
-        events = []
+        events: list[int] = []
         loop.register(one.fileno(), asked, events.append)
         loop.turn()
         one.close()
@@ -156,7 +156,7 @@ class TestDescriptors:
         reading, writing = os.pipe()
         fd, gone = (reading, writing) if asked == READ else (writing, reading)
         os.close(gone)
-        events = []
+        events: list[int] = []
         loop.register(fd, asked, events.append)
         loop.turn()
         os.close(fd)
@@ -197,7 +197,7 @@ class TestStaleEvents:
     def test_of_a_number_that_was_reused_is_not_delivered(self, loop):
         pairs = self.ready_pairs()
         called = []
-        reused = []
+        reused: list[socket.socket] = []
 
         def call(index):
             called.append(index)
@@ -252,7 +252,13 @@ class TestSleep:
 
     def test_run_turns_until_it_is_stopped(self, loop):
         turns = []
-        loop.on_turn = lambda: turns.append(1) or (len(turns) == 3 and loop.stop())
+
+        def on_turn():
+            turns.append(1)
+            if len(turns) == 3:
+                loop.stop()
+
+        loop.on_turn = on_turn
         loop.run()
         assert len(turns) == 3
 
@@ -260,14 +266,19 @@ class TestSleep:
 class TestBeat:
     """Who watches must never see a beat later than the last one announced."""
 
-    def check(self, turns):
+    def check(self, monkeypatch, turns):
         """Turn with (sleep wanted, work done) pairs; return by how much each beat was late."""
         clock = FakeClock()
         loop = Loop(clock=clock, max_sleep_seconds=0.5)
         beats = []
         loop.on_beat = lambda announced: beats.append((clock(), announced))
-        # The poll is the one thing that waits: instead of waiting, the clock goes on.
-        loop._poll = lambda seconds: clock.advance(seconds) or []
+
+        def poll(seconds):
+            """The one thing that waits: instead of waiting, the clock goes on."""
+            clock.advance(seconds)
+            return []
+
+        monkeypatch.setattr(loop, "_poll", poll)
         late = []
         for wanted, work in turns:
             loop.call_later(wanted, lambda: None)
@@ -281,19 +292,23 @@ class TestBeat:
         loop.close()
         return beats, late
 
-    def test_never_comes_later_than_announced_by_more_than_the_work_of_a_turn(self):
+    def test_never_comes_later_than_announced_by_more_than_the_work_of_a_turn(
+        self, monkeypatch
+    ):
         rng = random.Random(5)
-        turns = [(rng.choice([0, 0.01, 0.09, 0.3, 9]), rng.choice([0, 0.02])) for _ in range(800)]
-        beats, late = self.check(turns)
+        turns = [
+            (rng.choice([0, 0.01, 0.09, 0.3, 9]), rng.choice([0, 0.02])) for _ in range(800)
+        ]
+        beats, late = self.check(monkeypatch, turns)
         assert len(beats) > 50
         assert max(late) <= 0.02 + 1e-9
 
-    def test_announces_a_sleep_before_it_sleeps(self):
-        beats, _ = self.check([(9, 0)] * 5)
+    def test_announces_a_sleep_before_it_sleeps(self, monkeypatch):
+        beats, _ = self.check(monkeypatch, [(9, 0)] * 5)
         assert [announced - at for at, announced in beats] == pytest.approx([0.5] * 5)
 
-    def test_comes_ten_times_a_second_in_a_busy_loop_not_in_each_turn(self):
-        beats, _ = self.check([(0, 0.001)] * 1000)
+    def test_comes_ten_times_a_second_in_a_busy_loop_not_in_each_turn(self, monkeypatch):
+        beats, _ = self.check(monkeypatch, [(0, 0.001)] * 1000)
         assert 9 <= len(beats) <= 11
         assert all(announced - at == pytest.approx(BEAT_SECONDS) for at, announced in beats)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,7 @@ def test_a_connection_has_all_options():
     with socket.socket() as sock:
         prepare_connection(sock)
         assert options(sock) == CONNECTION
-    assert UNSENT_BYTES == CONNECTION["notsent_lowat"]
+    assert CONNECTION["notsent_lowat"] == UNSENT_BYTES
 
 
 def listener_of_net(host: str) -> socket.socket:
@@ -89,12 +90,11 @@ def listener_of_master(host: str) -> socket.socket:
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 @pytest.mark.parametrize("make", [listener_of_net, listener_of_master])
 def test_accepted_sockets_inherit_all_options(make, host):
-    with make(host) as listener:
-        with socket.create_connection(listener.getsockname()[:2]):
-            listener.setblocking(True)
-            accepted, _ = listener.accept()
-            with accepted:
-                assert options(accepted) == CONNECTION
+    with make(host) as listener, socket.create_connection(listener.getsockname()[:2]):
+        listener.setblocking(True)
+        accepted, _ = listener.accept()
+        with accepted:
+            assert options(accepted) == CONNECTION
 
 
 def test_a_link_accepted_as_if_it_were_a_visitor_gets_the_options_of_a_link(prepared_pair):
@@ -111,9 +111,10 @@ def test_a_link_accepted_as_if_it_were_a_visitor_gets_the_options_of_a_link(prep
 def test_close_cleanly_sends_all_bytes_and_fin(prepared_pair):
     one, other = prepared_pair
     size = 0
-    with pytest.raises(BlockingIOError):
+    with suppress(BlockingIOError):
         while True:
             size += one.send(bytes(65536))
+    assert size > 65536
     close_cleanly(one)
     assert len(receive_all(other)) == size
 
@@ -139,9 +140,7 @@ class TestConnectedToItself:
     def closed_even_port() -> int:
         """A port that outgoing connections may get (Linux gives them the even ones first
         or last, by version; connecting from the same port makes it sure)."""
-        low, high = map(
-            int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
-        )
+        low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
         for port in range(low + low % 2 + 1000, high, 2):
             with socket.socket() as probe:
                 try:
@@ -161,11 +160,10 @@ class TestConnectedToItself:
             assert sock.recv(10) == b"echo"
             assert is_connected_to_itself(sock)
 
+    @pytest.mark.slow
     def test_happens_to_who_dials_a_closed_port_again_and_again(self):
         """Design §9: so it is worth a check at all. Bounded: not each kernel does it."""
-        low, high = map(
-            int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
-        )
+        low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
         port = self.closed_even_port()
         for _ in range(2 * (high - low)):
             with socket.socket() as sock:

@@ -57,7 +57,7 @@ def test_the_mac_begins_where_the_json_ends(mac):
         b"\xff\xfe",
         b"[" * 4000,
         b'{"a":' * 800,
-        b'{"a":' + b"9" * 4090 + b"}",
+        b'{"a":' + b"9" * 5000 + b"}",
         MAC,
     ],
 )

@@ -82,9 +82,7 @@ class TargetBench(Bench):
         self.stream = self.wire.open(self.far)
 
     def _open(self, stream):
-        relay = TargetRelay(
-            self.loop, self.addresses, self.over.append, self.connected.append
-        )
+        relay = TargetRelay(self.loop, self.addresses, self.over.append, self.connected.append)
         self.relays.append(relay)
         relay.start(stream)
         return relay
@@ -296,7 +294,7 @@ class TestEnds:
         bench.visitor.reset()
         bench.until(lambda: bench.far.aborted is not None)
         assert bench.over == [bench.relay]
-        assert bench.wire.server.granted_bytes == 0
+        assert bench.wire.server.windows.granted_bytes == 0
         assert count_turns(bench.loop) <= 3
 
     def test_a_reset_of_the_stream_resets_the_socket(self, bench):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import resource
 import socket
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -97,7 +96,7 @@ class TestFirstBytes:
     def test_that_are_no_magic_make_a_visitor_at_once(self, bench, first):
         bench.come(first)
         bench.settle()
-        (sock, silent), = bench.owner.visitors
+        ((sock, silent),) = bench.owner.visitors
         assert not silent
         assert sock.recv(100) == first, "they were only looked at"
         assert len(bench.arrivals) == 0
@@ -116,7 +115,7 @@ class TestFirstBytes:
         assert len(bench.arrivals) == 1
         assert not bench.owner.visitors
         bench.pass_time(0.002)
-        (_, silent), = bench.owner.visitors
+        ((_, silent),) = bench.owner.visitors
         assert silent
         assert len(bench.arrivals) == 0
 
@@ -140,7 +139,7 @@ class TestFirstBytes:
         bench.pass_time(0.025)
         assert not bench.owner.visitors
         bench.pass_time(0.007)
-        (sock, silent), = bench.owner.visitors
+        ((sock, silent),) = bench.owner.visitors
         assert silent
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 1
         assert sock.recv(100) == MAGIC[:size]
@@ -165,7 +164,7 @@ class TestFirstBytes:
         bench.settle()
         peer.send(b"other")
         bench.settle()
-        (sock, silent), = bench.owner.visitors
+        ((sock, silent),) = bench.owner.visitors
         assert not silent
         assert sock.recv(100) == MAGIC[:3] + b"other"
 
@@ -306,11 +305,9 @@ def no_descriptors(left: int = 0):
     resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 8, limit[1]))
     taken = []
     try:
-        try:
+        with suppress(OSError):
             while True:
                 taken.append(os.dup(0))
-        except OSError as error:
-            assert error.errno == errno.EMFILE
         for fd in taken[:left]:
             os.close(fd)
         del taken[:left]

@@ -77,13 +77,15 @@ class TestCounters:
 
 
 class TestSignals:
-    """In a process of its own: signals belong to the process."""
+    """They belong to the process: each test puts back what it found."""
 
     @staticmethod
-    def in_child(bench, world, numbers) -> tuple[list[dict], int]:
-        kept = {number: signal.getsignal(number) for number in (*numbers, signal.SIGTERM)}
-        ignored = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
-        kept |= {number: signal.getsignal(number) for number in ignored}
+    def receive(bench, world, *numbers):
+        """Let these signals come; return what the worker told its master."""
+        kept = {
+            number: signal.getsignal(number)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
+        }
         old = signal.set_wakeup_fd(-1)
         try:
             bench.worker._catch_signals()
@@ -97,25 +99,23 @@ class TestSignals:
             bench.loop.unregister(bench.worker._waker.fileno())
             bench.worker._waker.close()
             bench.worker._wake_writer.close()
-        return bench.messages, 0
+        return bench.messages
 
     def test_term_asks_the_master_for_a_successor_and_serves_on(self, world, bench):
-        messages, _ = self.in_child(bench, world, [signal.SIGTERM])
+        messages = self.receive(bench, world, signal.SIGTERM)
         assert {"type": "replace"} in messages
         assert bench.worker.left is None
 
     def test_those_for_the_whole_group_are_ignored(self, world, bench):
-        messages, _ = self.in_child(
-            bench, world, [signal.SIGINT, signal.SIGQUIT, signal.SIGHUP]
-        )
+        messages = self.receive(bench, world, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
         assert {"type": "replace"} not in messages
         assert bench.worker.left is None
 
 
-def test_run_turns_until_it_is_told_to_stop(world):
+def test_run_turns_until_it_is_told_to_stop(world, monkeypatch):
     """The way a process runs it, but for its signals."""
     bench = world.server()
-    bench.worker._catch_signals = lambda: None
-    bench.worker.begin = lambda: None
+    monkeypatch.setattr(bench.worker, "_catch_signals", lambda: None)
+    monkeypatch.setattr(bench.worker, "begin", lambda: None)
     bench.say(type="stop")
     assert bench.worker.run() == ExitCode.DONE

@@ -56,7 +56,9 @@ class TestBytes:
             visitor.send(pattern(seed, 100, size - 100))
             peer.send(pattern(1000 + seed, 0, size))
         for seed, ((visitor, peer), size) in enumerate(zip(ends, sizes, strict=True)):
-            world.until(lambda v=visitor, p=peer, s=size: len(v.received) == len(p.received) == s)
+            world.until(
+                lambda v=visitor, p=peer, s=size: len(v.received) == len(p.received) == s
+            )
             assert peer.received == pattern(seed, 0, size)
             assert visitor.received == pattern(1000 + seed, 0, size)
 
@@ -76,7 +78,9 @@ class TestEnds:
         world.until(lambda: one.end)
         assert one.end == "fin"
         assert one.received.endswith(pattern(3, 0, 100_000))
-        world.until(lambda: not tunnel.server.worker._relays and not tunnel.client.worker._relays)
+        world.until(
+            lambda: not tunnel.server.worker._relays and not tunnel.client.worker._relays
+        )
 
     @pytest.mark.parametrize("first", ["visitor", "target"])
     def test_rst(self, world, tunnel, first):
@@ -122,7 +126,10 @@ class TestCounters:
             assert side.counter(Counter.LINK_STATE) == LinkState.UP
             assert side.counter(Counter.HELD) == 0
             assert side.counter(Counter.RESETS_TOTAL) == 0
-        assert tunnel.server.counter(Counter.DESCRIPTORS) == tunnel.server.worker._own_descriptors + 3
+        assert (
+            tunnel.server.counter(Counter.DESCRIPTORS)
+            == tunnel.server.worker._own_descriptors + 3
+        )
         second.reset()
         visitor.finish()
         peer.finish()
