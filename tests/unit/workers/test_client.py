@@ -441,7 +441,11 @@ class TestNames:
         world.settle()
         assert len(client.told("resolve")) == 2
 
-    @pytest.mark.xfail(strict=True, reason="the pause between two questions is kept by host")
+    @pytest.mark.xfail(
+        strict=True,
+        raises=AssertionError,
+        reason="the pause between two questions is kept by host",
+    )
     def test_a_server_and_a_target_of_the_same_name_are_both_asked_for(self, world, raw, app):
         client = world.client(
             raw.port, app.port, server_host="box.test", target_host="box.test"
@@ -496,7 +500,9 @@ class TestTarget:
         assert sorted(relay.tried for relay in client.worker._relays) == [0, 1]
 
     @pytest.mark.xfail(
-        strict=True, reason="two that come at once turn the order of addresses round twice"
+        strict=True,
+        raises=AssertionError,
+        reason="two that come at once turn the order of addresses round twice",
     )
     def test_also_when_two_visitors_come_at_once(self, world, raw, app):
         client = world.client(raw.port, app.port, target_host="localhost")

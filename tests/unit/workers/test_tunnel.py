@@ -164,7 +164,9 @@ class TestCounters:
                 left = side.counter(Counter.BEAT_NS) / 1e9 - world.clock()
                 assert -0.06 <= left <= 0.51
 
-    @pytest.mark.xfail(strict=True, reason="nobody counts the turns of the loop")
+    @pytest.mark.xfail(
+        strict=True, raises=AssertionError, reason="nobody counts the turns of the loop"
+    )
     def test_count_turns(self, world, tunnel):
         before = tunnel.server.counter(Counter.TURNS)
         world.pass_time(1.0)
@@ -210,7 +212,9 @@ class TestRecords:
         assert words[relay.stream.record + 3] == 5000
 
     @pytest.mark.xfail(
-        strict=True, reason="the client never stores the cookie of a target's socket"
+        strict=True,
+        raises=AssertionError,
+        reason="the client never stores the cookie of a target's socket",
     )
     def test_of_a_target_name_its_socket(self, world, tunnel):
         tunnel.visit(b"hi")
