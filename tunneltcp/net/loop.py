@@ -26,7 +26,7 @@ WRITE: Final = select.EPOLLOUT
 _BOTH: Final = READ | WRITE
 
 BEAT_SECONDS: Final = 0.1
-"""How often ``on_beat`` is called while the loop is busy."""
+"""How often ``on_beat`` is called while the loop is busy: never on the path of a frame."""
 
 
 class Timer:
@@ -69,8 +69,8 @@ class Loop:
         self.now = clock()
         """Seconds, read once in each turn."""
         self.on_beat: Callable[[float], None] | None = None
-        """Called every ``BEAT_SECONDS`` or, if the loop sleeps longer, each time before it
-        sleeps, with the time by which it will call again."""
+        """Called every ``BEAT_SECONDS``, or later if the loop sleeps, with the time by which it
+        will be called again: an interval and the longest sleep from now."""
         self.on_turn: Callable[[], None] | None = None
         """Called at the end of each turn, after descriptors and timers."""
 
@@ -115,20 +115,22 @@ class Loop:
 
     def turn(self, *, wait: bool = True) -> None:
         """Wait once, or only look, then call everything that is due."""
-        now = self._clock()
+        # Into locals first: the interpreter is slow at calling what lies in an instance.
+        clock, poll = self._clock, self._poll
+        now = clock()
         sleep = self._max_sleep if wait else 0.0
         timers = self._timers
         if timers:
             first = timers[0].when - now
             if first < sleep:
                 sleep = max(0.0, first)
-        if now + sleep >= self._next_beat and self.on_beat is not None:
-            self._next_beat = now + max(sleep, BEAT_SECONDS)
-            self.on_beat(self._next_beat)
+        if now >= self._next_beat and self.on_beat is not None:
+            self._next_beat = now + BEAT_SECONDS
+            self.on_beat(self._next_beat + self._max_sleep)
         fresh = self._fresh
         fresh.clear()
-        ready = self._poll(sleep)
-        self.now = self._clock()
+        ready = poll(sleep)
+        self.now = clock()
         callbacks = self._callbacks
         for fd, events in ready:
             # A callback before this one may have let go of the descriptor, and its number
@@ -138,8 +140,9 @@ class Loop:
                 callback(events if events <= 5 else events | _BOTH)
         if timers and timers[0].when <= self.now:
             self._call_due()
-        if self.on_turn is not None:
-            self.on_turn()
+        on_turn = self.on_turn
+        if on_turn is not None:
+            on_turn()
 
     def _call_due(self) -> None:
         timers = self._timers

@@ -137,7 +137,8 @@ class Link:
             view[:kept] = self._kept
             view = view[kept:]
         try:
-            count = self._receive_into(view)
+            receive_into = self._receive_into
+            count = receive_into(view)
         except BlockingIOError:
             return False
         except OSError as error:
@@ -181,7 +182,8 @@ class Link:
                 if not size:
                     break
             try:
-                count = self._sendmsg(pending)
+                sendmsg = self._sendmsg
+                count = sendmsg(pending)
             except BlockingIOError:
                 count = 0
             except OSError as error:

@@ -156,8 +156,9 @@ class Relay:
         if self._out:
             self._out += data
             return 0
+        send = self._send  # two steps: calling what lies in a slot is slow
         try:
-            count = self._send(data)
+            count = send(data)
         except BlockingIOError:
             count = 0
         except OSError:
