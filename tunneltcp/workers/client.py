@@ -151,8 +151,17 @@ class ClientWorker(Worker):
 
     def on_challenged(self, attempt: Attempt) -> None:
         """Prove it, unless another attempt is just doing that."""
-        if not any(other.is_proving for other in self._attempts):
-            attempt.prove()
+        del attempt
+        self._prove_one()
+
+    def _prove_one(self) -> None:
+        """Send PROOF on the first attempt that was challenged, if none is at it."""
+        if any(attempt.is_proving for attempt in self._attempts):
+            return
+        for attempt in self._attempts:
+            if attempt.is_challenged:
+                attempt.prove()
+                return
 
     def on_failure(self, attempt: Attempt, reason: str, refusal: Refusal | None) -> None:
         """Another attempt follows in its time; only a refusal makes us slower."""
@@ -165,10 +174,9 @@ class ClientWorker(Worker):
             longest = MAX_IN_USE_SECONDS if heals else MAX_REFUSED_SECONDS
             pause = min(longest, 0.5 * 2 ** min(self._refusals, 10))
             self._dial_soon(_jittered(pause))
-        for other in self._attempts:
-            if other.is_challenged:
-                other.prove()
-                break
+        elif self._server_addresses and self._next_address % len(self._server_addresses):
+            self._dial_soon(0.0)  # not all addresses of the server have been tried yet
+        self._prove_one()
 
     def on_welcome(self, attempt: Attempt, rest: bytes) -> None:
         """The first of all that speaks is the link."""
@@ -178,8 +186,8 @@ class ClientWorker(Worker):
             self.link.close()
             self.drop_link("silent, replaced by a new one")
         self._refusals = 0
-        self._server_addresses.remove(attempt.address)
-        self._server_addresses.insert(0, attempt.address)
+        others = [one for one in self._server_addresses if one != attempt.address]
+        self._server_addresses = [attempt.address, *others]
         self._next_address = 0
         link = Link(
             self.loop,
