@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import mmap
 
 from hypothesis import given, settings
@@ -43,6 +44,7 @@ class ArenaModel(RuleBasedStateMachine):
         self.memory[start : start + 64] = bytes(64)
         self.memory[start + size - 64 : start + size] = bytes(64)
         assert (start, size) in self.dirty, "discarded twice, or never handed out"
+        assert (start, size) in self.old_free, "discarded, but in use since the last call"
         self.dirty.remove((start, size))
 
     def place(self, ring):
@@ -70,7 +72,7 @@ class ArenaModel(RuleBasedStateMachine):
         self.dirty.add(self.place(ring))
         self.old_free.discard(self.place(ring))
 
-    @precondition(lambda self: getattr(self, "live", None))
+    @precondition(lambda self: bool(getattr(self, "live", None)))
     @rule(data=st.data())
     def give(self, data):
         ring = data.draw(st.sampled_from(list(self.live)))
@@ -92,7 +94,7 @@ class ArenaModel(RuleBasedStateMachine):
         assert self.arena.used_bytes == used <= max(self.budget, used and 0)
         assert self.arena.left_bytes == self.budget - used
         places = sorted(map(self.place, self.live))
-        for (start, size), (after, _) in zip(places, places[1:], strict=False):
+        for (start, size), (after, _) in itertools.pairwise(places):
             assert start + size <= after, "two rings overlap"
         for ring, mark in self.live.items():
             assert ring.view[:64] == mark == ring.view[-64:], "a live ring was written to"
@@ -111,6 +113,7 @@ def test_a_ring_is_the_smallest_power_of_two_that_holds_it(size):
     if size > MAX_RING_BYTES:
         assert ring is None
     else:
+        assert ring is not None
         assert ring.size >= size
         assert ring.size == MIN_RING_BYTES or ring.size < 2 * size
         assert ring.size.bit_count() == 1

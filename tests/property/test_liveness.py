@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +17,7 @@ idle_pings = st.sampled_from([2.0, 30.0])
 
 def run_until(liveness, now, end, busy, wanted):
     """Check whenever it is due, up to ``end``; the times of the verdicts wanted."""
-    times = []
+    times: list[float] = []
     while True:
         due = max(now, liveness.next_check(busy=busy))
         if due > end or liveness.doubted:
@@ -27,7 +29,9 @@ def run_until(liveness, now, end, busy, wanted):
             raise AssertionError("next_check is due at once, but there is nothing to do")
 
 
-@given(idle_pings, st.lists(st.tuples(under_a_second, st.booleans(), st.booleans()), max_size=60))
+@given(
+    idle_pings, st.lists(st.tuples(under_a_second, st.booleans(), st.booleans()), max_size=60)
+)
 def test_a_link_that_speaks_each_second_is_never_doubted(idle_ping, steps):
     liveness = Liveness(idle_ping, 0.0)
     now = 0.0
@@ -42,7 +46,7 @@ def test_a_link_that_speaks_each_second_is_never_doubted(idle_ping, steps):
 
 @given(idle_pings, st.booleans(), ticks)
 def test_a_silent_link_is_asked_and_doubted_on_time(idle_ping, busy, start):
-    liveness = Liveness(idle_ping, start)
+    liveness: Any = Liveness(idle_ping, start)
     silence = 1.0 if busy else idle_ping
 
     assert liveness.next_check(busy=busy) == start + silence

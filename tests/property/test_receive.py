@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import random
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import example, given
@@ -11,14 +14,16 @@ from hypothesis import strategies as st
 from tests.support import frame_factory as make
 from tests.support.pattern import pattern
 from tests.support.session_pair import Side
-from tunneltcp.protocol.errors import RemoteProtocolError
+from tunneltcp.protocol.errors import RemoteProtocolError, ResetCode
 from tunneltcp.protocol.frames import (
     MAX_OFFSET,
     MAX_PAYLOAD_BYTES,
-    FrameType,
     check_open,
 )
 from tunneltcp.protocol.sender import MAX_ANSWERS
+
+if TYPE_CHECKING:
+    from tunneltcp.protocol.stream import Stream
 
 BUDGET = 2 << 20
 FIRST_ID = 2**32 - 2
@@ -28,6 +33,8 @@ STREAMS = 4
 
 class Recorder:
     """An endpoint that notes what it is told; it takes a number of bytes, then no more."""
+
+    stream: Stream
 
     def __init__(self, name, log, appetite):
         self.name = name
@@ -66,18 +73,20 @@ class Recorder:
         self.note("close")
 
 
+def read_at_most(size, view):
+    return min(size, len(view))
+
+
 class Bench:
     """One session with open streams that have sent something, and a log of what it does."""
 
     def __init__(self, role, appetites, sent):
-        self.log = []
+        self.log: list[object] = []
         self.side = Side(role, BUDGET, STREAMS, opens=role == "server", first_limit=32768)
         self.session = self.side.session
         self.side.accept = self.accept
-        self.side.on_pong = lambda value: self.log.append(("pong", value))
-        self.side.on_goaway = lambda code: self.log.append(("goaway", code))
         self.appetites = list(appetites)
-        self.recorders = []
+        self.recorders: list[Recorder] = []
         self.ids = [FIRST_ID + index for index in range(STREAMS - 1)]
         self.kept = b""
         self.error = ""
@@ -90,7 +99,7 @@ class Bench:
             else:
                 self.feed(make.open_(stream_id))
         for recorder, size in zip(self.recorders, sent, strict=False):
-            recorder.stream.fill(lambda view, size=size: min(size, len(view)))
+            recorder.stream.fill(functools.partial(read_at_most, size))
             if size % 2:
                 recorder.stream.finish()
         while self.session.data_to_send():
@@ -131,7 +140,10 @@ class Bench:
             self.session.sweep()
             out.append(b"".join(self.session.data_to_send()))
         ends = [(end.name, bytes(end.came), end.taken) for end in self.recorders]
-        return self.error, self.kept, self.log, ends, out
+        return self.error, self.kept, self.log, ends, out, self.heard()
+
+    def heard(self):
+        return self.side.pongs, self.side.goaways
 
     def check_bounds(self):
         """However wrong the peer is, memory stays within what was set aside."""
@@ -208,7 +220,7 @@ sent_sizes = st.lists(st.sampled_from([0, 1, 10, 11, 1000, 30_001]), min_size=3,
 
 def cut(whole, places):
     edges = [0, *sorted({place % (len(whole) + 1) for place in places}), len(whole)]
-    return [whole[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [whole[start:end] for start, end in itertools.pairwise(edges)]
 
 
 @given(st.data(), roles, appetites, sent_sizes, st.lists(st.integers(0, 2**32), max_size=12))
@@ -272,7 +284,7 @@ def test_garbage_is_a_protocol_error_or_nothing(data, role, garbage, seed):
             break
         bench.check_bounds()
     bench.session.sweep()
-    bench.session.abort_all(1)
+    bench.session.abort_all(ResetCode.CANCELLED)
     bench.check_bounds()
     assert bench.side.arena.used_bytes == 0
     assert bench.session.windows.granted_bytes == 0
@@ -313,6 +325,7 @@ def test_long_rows_of_wrong_frames_stay_within_bounds(role, seed):
 
 # ------------------------------------------------------------------------- payloads
 
+
 def parse_addresses(payload):
     """PROTOCOL.md §7.1 once more, in another way: the addresses, or None."""
     found = []
@@ -346,4 +359,3 @@ def test_the_longest_data_in_one_byte_pieces_is_one_delivery_after_another():
         assert bench.feed(piece)
         assert len(bench.kept) < 16
     assert bytes(bench.recorders[0].came) == pattern(1, 0, MAX_PAYLOAD_BYTES)
-    assert FrameType.DATA == 2

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from tunneltcp.protocol.frames import (
     HEADER,
@@ -15,6 +14,9 @@ from tunneltcp.protocol.frames import (
     TYPE_SHIFT,
     FrameType,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = [
     "Frame",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tunneltcp.net.loop import Loop
 
-__all__ = ["LoopStepper", "count_turns"]
+__all__ = ["LoopStepper", "spins"]
 
 _SETTLE_ROUNDS = 12
 """Loopback delivers within the system call; this many rounds see through any exchange."""
@@ -32,10 +32,11 @@ def _nothing() -> None:
     """What a timer calls that only ends a turn."""
 
 
-def count_turns(loop: Loop, seconds: float = 0.02) -> int:
-    """Turn the loop for so many real seconds; return how many turns it took.
+def spins(loop: Loop, seconds: float = 0.02) -> bool:
+    """Turn the loop for so many real seconds; say whether it did so without ever waiting.
 
-    One that has nothing to do takes one or two, one that spins takes thousands.
+    A loop that waits does so for a millisecond at least, also where its clock stands still
+    just before a timer; one that spins takes a turn in some ten microseconds.
     """
     end = time.monotonic() + seconds
     turns = 0
@@ -43,7 +44,7 @@ def count_turns(loop: Loop, seconds: float = 0.02) -> int:
         loop.call_later(seconds, _nothing)
         loop.turn()
         turns += 1
-    return turns
+    return turns > 3 * seconds / 0.001
 
 
 class LoopStepper:

@@ -18,8 +18,8 @@ compares them with a copy when they are written: whatever changed meanwhile is a
 
 from __future__ import annotations
 
+import itertools
 import mmap
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from tests.support.frame_factory import addresses
@@ -28,6 +28,7 @@ from tunneltcp.protocol.arena import MIN_RING_BYTES, Arena
 from tunneltcp.protocol.errors import ResetCode
 from tunneltcp.protocol.sender import BATCH_BYTES
 from tunneltcp.protocol.session import Session
+from tunneltcp.protocol.table import BYTES_READ as READ_WORD
 from tunneltcp.protocol.table import (
     COOKIE,
     END_READ,
@@ -40,10 +41,11 @@ from tunneltcp.protocol.table import (
     STREAM_ID,
     StreamTable,
 )
-from tunneltcp.protocol.table import BYTES_READ as READ_WORD
 from tunneltcp.protocol.windows import FIRST_WINDOW_BYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tunneltcp.protocol.arena import Ring
     from tunneltcp.protocol.stream import Endpoint, Stream
 
@@ -64,9 +66,12 @@ class End:
         connected: Whether the socket takes anything yet.
     """
 
+    stream: Stream
+
     def __init__(self, name: str, seed: int, peer_seed: int, *, connected: bool) -> None:
         self.name = name
-        self.stream: Stream | None = None
+        self.started = False
+        """Whether it has a stream."""
         self.record = 0
         self.seed = seed
         # The app's side of the socket.
@@ -100,6 +105,17 @@ class End:
         )
 
     @property
+    def holds_ring(self) -> bool:
+        """Whether its stream has a ring."""
+        return self.stream.ring is not None
+
+    @property
+    def ring(self) -> Ring:
+        """The ring of its stream, which must have one."""
+        assert self.stream.ring is not None, f"{self}: no ring"
+        return self.stream.ring
+
+    @property
     def taken(self) -> int:
         """Bytes that the socket took; all of them were right."""
         return self.checker.offset
@@ -114,6 +130,7 @@ class End:
     def start(self, stream: Stream) -> None:
         """Belong to a stream."""
         self.stream = stream
+        self.started = True
         self.record = stream.record
 
     def write(self, size: int) -> None:
@@ -127,7 +144,7 @@ class End:
 
     def read(self, size: int = MANY) -> int:
         """Let the relay read once, at most ``size`` bytes; what :meth:`Stream.fill` said."""
-        if self.over or not self.watching or self.stream is None:
+        if self.over or not self.watching or not self.started:
             return -1
         available = min(self.written - self.read_bytes, size)
         if not available and not (self.ended and self.read_bytes == self.written):
@@ -159,7 +176,6 @@ class End:
         if count:
             self._swallow(self.waiting[:count])
             del self.waiting[:count]
-            assert self.stream is not None, "bytes come on a stream"
             self.stream.delivered_more(count)
         if not self.waiting and self.fin_waits:
             self._pass_fin_on()
@@ -171,7 +187,7 @@ class End:
 
     def fail(self, code: ResetCode = ResetCode.CANCELLED) -> None:
         """Let the socket fail: the relay lets go of it and resets the stream."""
-        if not self.over and self.stream is not None:
+        if self.started and not self.over:
             self.over = "reset"
             self.code = code
             self.stream.reset(code)
@@ -205,7 +221,6 @@ class End:
             self._pass_fin_on()
 
     def _pass_fin_on(self) -> None:
-        assert self.stream is not None, "FIN comes on a stream"
         self.fin_waits = False
         self.stream.record_fin()
         self.fin_passed_on = True
@@ -255,8 +270,8 @@ class Visit:
                 assert far.finished, f"{end}: FIN, but {far} never finished"
                 assert end.came == far.read_bytes == far.written, f"{end}: FIN too early"
             if end.over == "aborted" and not self.link_lost:
-                cause = far.code if far.stream is not None else ResetCode.OVER_LIMIT
-                assert far.stream is None or far.over == "reset", f"{end}: reset by nobody"
+                cause = far.code if far.started else ResetCode.OVER_LIMIT
+                assert not far.started or far.over == "reset", f"{end}: reset by nobody"
                 assert end.code == cause, f"{end}: reset for another reason"
             if end.over == "clean":
                 assert end.finished, f"{end}: a clean end without its own FIN"
@@ -433,7 +448,7 @@ class Side:
         assert session.windows.granted_bytes == sum(s.window for s in streams), "windows leak"
         assert session.windows.granted_bytes <= self.budget_bytes, "windows over the budget"
         places = sorted(((ring.word >> 8) - 1, ring.size) for ring in rings)
-        for (unit, size), (after, _) in zip(places, places[1:], strict=False):
+        for (unit, size), (after, _) in itertools.pairwise(places):
             assert unit * MIN_RING_BYTES + size <= after * MIN_RING_BYTES, "two rings overlap"
         for stream in streams:
             self._check_stream(stream)
@@ -462,9 +477,9 @@ class Side:
 
     def check_record(self, end: End) -> None:
         """The record says what is true of this end's socket."""
-        stream = end.stream
-        if end.over or stream is None:
+        if end.over or not end.started:
             return
+        stream = end.stream
         words, record = self.table.words, end.record
         assert words[record + STREAM_ID] == stream.id
         assert words[record + READ_WORD] == end.read_bytes == stream.head
@@ -547,7 +562,7 @@ class SessionPair:
         number = int.from_bytes(payload[5:7], "big")
         assert payload == addresses(number), "OPEN carries other addresses"
         end = self.visits[number].target
-        assert end.stream is None, "a visitor was announced twice"
+        assert not end.started, "a visitor was announced twice"
         end.connected = self.connects_at_once
         end.start(stream)
         if self.refuses:
@@ -614,6 +629,8 @@ class SessionPair:
             if old is None:
                 visit.link_lost = True
                 continue
+            assert not old.confirmed, f"{end} begins anew, but was answered"
+            assert end.over == "", f"{end} begins anew, but is over"
             visit.target = visit.new_target()
             cookie, payload = 1000 + visit.number, addresses(visit.number)
             stream = self.server.session.reopen(old, cookie, payload)
@@ -649,7 +666,7 @@ class SessionPair:
         """Every stream is over on both sides, and nothing is held for any."""
         for visit in self.visits:
             for end in visit.ends:
-                assert end.over or end.stream is None, f"{end}: never ended"
+                assert end.over or not end.started, f"{end}: never ended"
         for side in self.sides:
             session = side.session
             assert not session.streams

@@ -49,8 +49,6 @@ class Counter(IntEnum):
     """Descriptors the worker has open."""
     LOG_DROPPED = 12
     """Log lines dropped because they could not be written."""
-    TURNS = 13
-    """Turns of the worker's loop."""
 
 
 class LinkState(IntEnum):

@@ -11,10 +11,11 @@ import fcntl
 import ipaddress
 import os
 import socket
-import struct
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from tunneltcp.net.sockopt import prepare_listener
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,9 +24,6 @@ __all__ = ["PortBusy", "computed_budget", "make_memory", "open_listeners"]
 
 _BACKLOG: Final = 4096
 """What the kernel admits by default (somaxconn): visitors wait there for a successor."""
-
-_NOTSENT_BYTES: Final = 128 * 1024
-"""100 visitors that never read: 418 MB of kernel memory without it, 27 MB with it."""
 
 _MAX_BUDGET: Final = 64 << 20
 _MIN_BUDGET: Final = 4 << 20
@@ -71,24 +69,10 @@ def _open_listener(port: int, address: str) -> int:
         if version == 6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        _set_inherited(listener)
+        prepare_listener(listener)
         listener.bind((address, port))
         listener.listen(_BACKLOG)
         return listener.detach()
-
-
-def _set_inherited(listener: socket.socket) -> None:
-    """Set what accepted sockets shall have: the kernel copies it to them."""
-    sol, tcp = socket.SOL_SOCKET, socket.IPPROTO_TCP
-    listener.setsockopt(tcp, socket.TCP_NODELAY, 1)
-    listener.setsockopt(sol, socket.SO_KEEPALIVE, 1)
-    listener.setsockopt(tcp, socket.TCP_KEEPIDLE, 60)
-    listener.setsockopt(tcp, socket.TCP_KEEPINTVL, 10)
-    listener.setsockopt(tcp, socket.TCP_KEEPCNT, 6)
-    listener.setsockopt(sol, socket.SO_OOBINLINE, 1)
-    listener.setsockopt(tcp, socket.TCP_NOTSENT_LOWAT, _NOTSENT_BYTES)
-    # A killed worker's visitors get RST: a cut download must never look complete.
-    listener.setsockopt(sol, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def _in_use(error: OSError) -> bool:

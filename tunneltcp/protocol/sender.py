@@ -47,11 +47,18 @@ class Sender:
     Args:
         arena: Where rings go back to.
         on_reset_sent: Called with a stream whose RESET was handed out.
+        on_rings_back: Called when rings went back to the arena.
     """
 
-    def __init__(self, arena: Arena, on_reset_sent: Callable[[Stream], None]) -> None:
+    def __init__(
+        self,
+        arena: Arena,
+        on_reset_sent: Callable[[Stream], None],
+        on_rings_back: Callable[[], None],
+    ) -> None:
         self._arena = arena
         self._on_reset_sent = on_reset_sent
+        self._on_rings_back = on_rings_back
         self.ready: deque[Stream] = deque()
         """Streams that have something to send, in their turn."""
         self.retired: list[Ring] = []
@@ -64,8 +71,8 @@ class Sender:
 
     @property
     def has_output(self) -> bool:
-        """Whether :meth:`data_to_send` would return anything."""
-        if self.ready:
+        """Whether :meth:`data_to_send` has something to return, or to give back."""
+        if self.ready or self.retired:
             return True
         return bool(self._credits or self._answers or self._pong is not None)
 
@@ -82,13 +89,17 @@ class Sender:
             self._credits.append(stream)
 
     def answer(self, frame: bytes) -> None:
-        """Send a small frame of its own.
+        """Send a small frame that the peer made us send.
 
         Raises:
             RemoteProtocolError: If the peer makes us answer and does not read.
         """
         if len(self._answers) >= MAX_ANSWERS:
             raise RemoteProtocolError("the peer makes us answer and does not read")
+        self._answers.append(frame)
+
+    def say(self, frame: bytes) -> None:
+        """Send a small frame of our own; those are few."""
         self._answers.append(frame)
 
     def pong(self, value: int) -> None:
@@ -113,6 +124,7 @@ class Sender:
         for ring in self.retired:
             self._arena.give(ring)
         self.retired.clear()
+        self._on_rings_back()
 
     def data_to_send(self) -> list[bytes | memoryview]:  # noqa: C901 - the hot path
         """Return the next buffers for the link, at most about ``BATCH_BYTES`` of payload.

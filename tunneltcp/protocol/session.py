@@ -41,6 +41,10 @@ SWEEP_SECONDS: Final = 0.02
 pauses inside an answer, short against those between two."""
 
 
+MAX_RESETTING: Final = 65_536
+"""Streams that we reset and the peer has not answered: as many as there are records."""
+
+
 class SessionHandler(Protocol):
     """What the driver of a session wants to know."""
 
@@ -93,7 +97,7 @@ class Session:
         self.starved: list[Stream] = []
         """Streams that wait for a ring because the budget is used up."""
         self.owing: list[Stream] = []
-        self.sender = Sender(arena, self._free)
+        self.sender = Sender(arena, self._free, self.feed_starved)
         self._receiver = Receiver(self)
         self.receive = self._receiver.receive
         """See :meth:`Receiver.receive`."""
@@ -110,7 +114,7 @@ class Session:
             cookie: The kernel's name for the visitor's socket.
             addresses: The payload of OPEN, see :func:`~.frames.check_open`.
         """
-        window = self.windows.take()
+        window = None if self.table.is_full else self.windows.take()
         if window is None:
             return None
         stream_id = self.table.next_stream_id()
@@ -140,6 +144,7 @@ class Session:
         stream.reset_code = code
         if stream.open_payload is not None:  # the peer has never heard of it
             stream.open_payload = None
+            stream.silence()
             self._free(stream)
             return
         self.resetting[stream.id] = stream
@@ -267,12 +272,12 @@ class Session:
 
     def ping(self, value: int) -> None:
         """Send a PING; its PONG carries ``value`` back."""
-        self.sender.answer(encode_frame(FrameType.PING, 0, value))
+        self.sender.say(encode_frame(FrameType.PING, 0, value))
 
     def goaway(self, code: GoawayCode) -> None:
         """Tell the peer that no new streams are opened, or taken, any more."""
         payload = code.to_bytes(2, "big")
-        self.sender.answer(encode_frame(FrameType.GOAWAY, 0, self.last_id, payload))
+        self.sender.say(encode_frame(FrameType.GOAWAY, 0, self.last_id, payload))
 
     # ------------------------------------------------------- what the peer's frames mean
 
@@ -286,6 +291,8 @@ class Session:
         if stream_id <= self.last_id:
             return
         self.last_id = stream_id
+        if self.table.is_full or len(self.resetting) >= MAX_RESETTING:
+            raise RemoteProtocolError("the peer opens streams and does not take their RESETs")
         window = self.windows.take()
         if window is None:
             self._answer_reset(stream_id, ResetCode.OVER_LIMIT)
@@ -307,7 +314,7 @@ class Session:
             stream.use(endpoint)
 
     def receive_credit(self, stream: Stream, delivered: int, limit: int, flags: int) -> None:
-        """OPEN: a visitor is there (client only)."""
+        """CREDIT: what the far socket took, and how far we may go."""
         fin_delivered = bool(flags & FIN_DELIVERED)
         if (
             delivered > stream.sent
@@ -327,7 +334,7 @@ class Session:
             if delivered == stream.head:
                 stream.release_ring()
                 if self.starved:
-                    self._feed_starved()
+                    self.feed_starved()
         if fin_delivered:
             stream.fin_acked = True
             self.forget_if_over(stream)
@@ -336,7 +343,7 @@ class Session:
             stream.endpoint.resume_reading()
 
     def receive_fin(self, stream: Stream, final: int) -> None:
-        """CREDIT: what the far socket took, and how far we may go."""
+        """FIN: the peer has no more for this stream."""
         if final != stream.received or stream.peer_fin not in (-1, final):
             self.fail_stream(stream)
         elif stream.peer_fin < 0:
@@ -345,7 +352,7 @@ class Session:
             stream.endpoint.deliver_fin()
 
     def receive_reset(self, stream_id: int, code: int) -> None:
-        """FIN: the peer has no more for this stream."""
+        """RESET: the stream is over, or the peer knows that it is."""
         if code == ResetCode.ANSWER:
             stream = self.resetting.get(stream_id)
             if stream is not None and stream.reset_sent:
@@ -357,17 +364,15 @@ class Session:
             self.resets += 1
             stream.open_payload = None
             endpoint = self._part(stream)
-            stream.sent = stream.limit = stream.head
-            stream.fin_at = -1
+            stream.silence()
             endpoint.abort(code)
             self._free(stream)
 
     def _answer_reset(self, stream_id: int, code: ResetCode) -> None:
-        """RESET: the stream is over, or the peer knows that it is."""
         payload = code.to_bytes(2, "big")
         self.sender.answer(encode_frame(FrameType.RESET, stream_id, 0, payload))
 
-    def _feed_starved(self) -> None:
+    def feed_starved(self) -> None:
         """Rings came back: let the streams read again that found none."""
         starved, self.starved = self.starved, []
         for stream in starved:

@@ -27,6 +27,7 @@ from tunneltcp.protocol.arena import MAX_RING_BYTES
 from tunneltcp.protocol.frames import SIZE_SHIFT, FrameType
 from tunneltcp.protocol.table import (
     BYTES_READ,
+    COOKIE,
     END_READ,
     ERROR_SEEN,
     FIN_OFFSET,
@@ -235,12 +236,18 @@ class Stream:
             end = ring.size
         if end - start > 262144:  # MAX_PAYLOAD_BYTES
             end = start + 262144
-        count = receive_into(ring.view[start:end])
+        try:
+            count = receive_into(ring.view[start:end])
+        except OSError:
+            self._release_if_empty()
+            raise
         if count:
             self.words[self.read_word] = self.head = head + count
             if not self.queued and self.sent < self.limit:
                 self.queued = True
                 self.ready.append(self)
+        else:
+            self._release_if_empty()
         return count
 
     def finish(self) -> None:
@@ -256,6 +263,15 @@ class Stream:
         """
         self.words[self.record + FLAGS] |= ERROR_SEEN
         self.session.reset_stream(self, code)
+
+    def silence(self) -> None:
+        """The stream is over for the peer, or never was: nothing of it is to be sent."""
+        self.sent = self.limit = self.head
+        self.fin_at = self.reset_code = -1
+
+    def store_cookie(self, cookie: int) -> None:
+        """Store the kernel's name for the socket that this stream has now."""
+        self.words[self.record + COOKIE] = cookie
 
     def inherit(self, old: Stream) -> None:
         """Go on with what ``old`` has read; nobody has got a byte of it."""
@@ -293,7 +309,8 @@ class Stream:
         if ring is None:
             ring = arena.take(1)
         if ring is None:
-            self.session.starved.append(self)
+            if self not in self.session.starved:
+                self.session.starved.append(self)
             return None
         self.ring = ring
         self.words[self.record + RING_WORD] = ring.word
@@ -321,6 +338,12 @@ class Stream:
         self.ring_bytes = size
         self.session.sender.retired.append(ring)
         return larger
+
+    def _release_if_empty(self) -> None:
+        """Nothing was read into the ring: an idle stream holds none."""
+        if self.head == self.acked:
+            self.release_ring()
+            self.session.feed_starved()
 
     def release_ring(self) -> None:
         """Give the ring back: all that was read is delivered."""

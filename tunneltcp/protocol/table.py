@@ -86,6 +86,11 @@ class StreamTable:
         self.words[_ATTEMPT] += 1
         return self.words[_ATTEMPT]
 
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no free record."""
+        return not self._free and self.words[_USED] >= self.capacity
+
     def take(self, stream_id: int, cookie: int) -> int:
         """Return the index of a record for this stream: of its first word.
 

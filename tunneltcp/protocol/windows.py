@@ -42,11 +42,14 @@ class Windows:
         more_to_come = self._max_streams - self._streams
         if left < self._least or more_to_come <= 0:
             return None
-        if self.granted_bytes * 2 < self._budget:
-            window = min(MAX_WINDOW_BYTES, left)
-        else:
-            spare = left - more_to_come * self._least
-            window = max(self._least, min(MAX_WINDOW_BYTES, spare // 16))
+        spare = left - more_to_come * self._least
+        if self.granted_bytes * 2 >= self._budget:
+            window = spare // 16
+        elif self._max_streams * self._least <= self._budget:
+            window = self._least + spare
+        else:  # not everybody can fit anyway
+            window = left
+        window = max(self._least, min(MAX_WINDOW_BYTES, window))
         self.granted_bytes += window
         self._streams += 1
         return window

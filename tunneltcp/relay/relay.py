@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final
 from tunneltcp.net.loop import READ, WRITE
 from tunneltcp.net.sockopt import (
     close_cleanly,
+    cookie,
     is_connected_to_itself,
     prepare_connection,
 )
@@ -248,6 +249,11 @@ class TargetRelay(Relay):
         """Why the last address did not do, in words of the operating system."""
 
     @property
+    def address(self) -> SocketAddress:
+        """Where it connects to, or is connected."""
+        return self._addresses[0]
+
+    @property
     def is_connecting(self) -> bool:
         """Whether no address has accepted yet."""
         return self._connecting
@@ -261,6 +267,7 @@ class TargetRelay(Relay):
     def _connect(self) -> None:
         """Try the first address that is left."""
         _, address = self._addresses[0]
+        self.stream.store_cookie(cookie(self._sock))
         error = self._sock.connect_ex(address)
         if error not in (0, errno.EINPROGRESS):
             self._try_next(error)

@@ -41,6 +41,8 @@ MAX_UNDECIDED: Final = 4096
 cannot choose whom he throws out."""
 ACCEPTS_PER_TURN: Final = 64
 """Connections accepted before the others get their turn."""
+RESERVE_SECONDS: Final = 1.0
+"""How long one connection may be looked at with the descriptor kept in reserve."""
 _RETRY_SECONDS: Final = 0.1
 _OUT_OF_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -62,7 +64,7 @@ class ArrivalOwner(Protocol):
 
 
 class _Arrival:
-    __slots__ = ("address", "came", "on_reserve", "sock")
+    __slots__ = ("address", "came", "half", "on_reserve", "sock")
 
     def __init__(
         self, sock: socket.socket, address: object, came: float, *, on_reserve: bool
@@ -71,6 +73,8 @@ class _Arrival:
         self.address = address
         self.came = came
         self.on_reserve = on_reserve
+        self.half = False
+        """Whether a beginning of the magic came, and the rest is waited for."""
 
 
 class Arrivals:
@@ -157,7 +161,13 @@ class Arrivals:
             self._reopen()
             self._loop.call_later(_RETRY_SECONDS, self._go_on)
             return
-        self._take(sock, address, on_reserve=True)
+        arrival = self._take(sock, address, on_reserve=True)
+        self._loop.call_later(RESERVE_SECONDS, lambda: self._give_up(arrival))
+
+    def _give_up(self, arrival: _Arrival) -> None:
+        """Who says nothing does not keep the last descriptor from the link."""
+        if self._undecided.get(arrival.sock.fileno()) is arrival:
+            self._admit(arrival, silent=True)
 
     def _go_on(self) -> None:
         if self._listeners:
@@ -169,7 +179,7 @@ class Arrivals:
             with contextlib.suppress(OSError):
                 self._reserve = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
 
-    def _take(self, sock: socket.socket, address: object, *, on_reserve: bool) -> None:
+    def _take(self, sock: socket.socket, address: object, *, on_reserve: bool) -> _Arrival:
         sock.setblocking(False)
         if len(self._undecided) >= MAX_UNDECIDED:
             number = int.from_bytes(os.urandom(4), "big") % MAX_UNDECIDED
@@ -181,6 +191,7 @@ class Arrivals:
         self._undecided[sock.fileno()] = arrival
         self._loop.register(sock.fileno(), READ, partial(self._look, arrival))
         self._set_timer()
+        return arrival
 
     # -------------------------------------------------------------------- deciding
 
@@ -200,7 +211,8 @@ class Arrivals:
             self._forget(arrival)
             self._owner.on_link(arrival.sock, arrival.address)
             self._free_reserve(arrival)
-        elif first and MAGIC.startswith(first):
+        elif first and MAGIC.startswith(first) and not arrival.half:
+            arrival.half = True  # woken again for less than all of it: there will be no more
             # Half a magic counts as silence; do not wake up for it again.
             arrival.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, len(MAGIC))
         else:

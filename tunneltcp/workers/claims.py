@@ -64,6 +64,11 @@ class Claim:
         self.is_open = True
 
     @property
+    def is_proven(self) -> bool:
+        """Whether the client has shown that it holds the key."""
+        return self._handshake is not None and self._handshake.is_proven
+
+    @property
     def hello(self) -> Hello:
         """What the client said; only for a proven one."""
         assert self._handshake is not None, "proven"
@@ -201,6 +206,8 @@ class Claims:
         self._open.pop(claim, None)
 
     def close(self) -> None:
-        """End all of them."""
+        """End all of them; who has proven that it holds the key is told why."""
         for claim in list(self._open):
+            if claim.is_proven:
+                claim.refuse(RefusedCode.DRAINING)
             claim.end("the worker leaves")

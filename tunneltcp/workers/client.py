@@ -49,7 +49,7 @@ class ClientWorker(Worker):
         super().__init__(context)
         self._server_addresses = literal_addresses(context.server_host, context.link_port)
         self._target_addresses = literal_addresses(context.target_host, context.target_port)
-        self._resolve_after: dict[str, float] = {}
+        self._resolve_after: dict[tuple[str, int], float] = {}
         self._next_address = 0
         self._attempts: list[Attempt] = []
         self._dial_timer: Timer | None = None
@@ -76,8 +76,8 @@ class ClientWorker(Worker):
 
     def _resolve(self, host: str, port: int) -> None:
         """Ask the master to look a name up: that can block, and a worker never does."""
-        if self.loop.now >= self._resolve_after.get(host, 0.0):
-            self._resolve_after[host] = self.loop.now + RESOLVE_SECONDS
+        if self.loop.now >= self._resolve_after.get((host, port), 0.0):
+            self._resolve_after[host, port] = self.loop.now + RESOLVE_SECONDS
             self.tell({"type": "resolve", "host": host, "port": port})
 
     def on_addresses(self, message: dict[str, Any]) -> None:
@@ -267,9 +267,9 @@ class ClientWorker(Worker):
 
     def _on_connected(self, relay: TargetRelay) -> None:
         """Remember which address answered: the next visitor asks that one first."""
-        index = relay.tried
-        if index and index < len(self._target_addresses):
-            self._target_addresses.insert(0, self._target_addresses.pop(index))
+        if relay.tried and relay.address in self._target_addresses:
+            others = [one for one in self._target_addresses if one != relay.address]
+            self._target_addresses = [relay.address, *others]
 
     def _on_relay_over(self, relay: Relay) -> None:
         self._relays.discard(relay)

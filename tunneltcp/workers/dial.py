@@ -54,9 +54,9 @@ class Attempt:
         self.is_open = True
         self.is_proving = False
         self.is_challenged = False
-        self._timer = loop.call_later(HANDSHAKE_SECONDS, self._on_deadline)
         self.sock = socket.socket(address[0], socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         prepare_link(self.sock)
+        self._timer = loop.call_later(HANDSHAKE_SECONDS, self._on_deadline)
         self._registered = False
 
     @property

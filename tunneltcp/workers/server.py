@@ -53,13 +53,14 @@ class _Held:
 class VisitorRelay(Relay):
     """A visitor that had not spoken when it was taken for one: it may yet be the link."""
 
-    __slots__ = ("_address", "_decided", "_worker")
+    __slots__ = ("_address", "_decided", "_half", "_worker")
 
     def __init__(self, worker: ServerWorker, sock: socket.socket, address: object) -> None:
         super().__init__(worker.loop, sock, worker.on_visitor_over)
         self._worker = worker
         self._address = address
         self._decided = False
+        self._half = False
 
     def on_events(self, events: int) -> None:
         """Look at the first bytes before they are read; from then on, be a plain relay."""
@@ -72,12 +73,15 @@ class VisitorRelay(Relay):
         except BlockingIOError:
             return True  # woken for writing only
         except OSError:
-            first = b""
+            self._fail()
+            return False
         if first == MAGIC:
             self._become_link()
             return False
-        if first and MAGIC.startswith(first):
-            # Half a magic: wait for the rest, but not for ever.
+        if first and MAGIC.startswith(first) and not self._half:
+            # Half a magic: wait for the rest, but not for ever. Woken again for less than all
+            # of it: there will be no more.
+            self._half = True
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, len(MAGIC))
             self._loop.call_later(MIN_UNDECIDED_SECONDS, self._decide)
             return self.waiting_bytes > 0
@@ -351,7 +355,8 @@ class ServerWorker(Worker):
     def on_trust(self, link: Link) -> None:
         """The link is good again."""
         super().on_trust(link)
-        self._open_held()
+        if self._can_open():
+            self._open_held()
 
     def on_goaway(self, link: Link, code: int) -> None:
         """The client is leaving: its streams may finish, new visitors wait for the next."""
@@ -379,6 +384,7 @@ class ServerWorker(Worker):
         for held in self._held:
             self._send_away(held)
         self._held.clear()
+        self._count_visitors()
         if self.link is not None:
             self.link.session.goaway(GoawayCode.DRAINING)
         self._leave_if_empty()

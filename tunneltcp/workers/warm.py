@@ -6,8 +6,8 @@ A forked worker shares the master's memory until it writes to it. The interprete
 code runs for the first time: it counts calls, rewrites bytecode to its special forms, fills
 the cache of method look-ups. All that is done here once, by a real server worker and a real
 client worker with a real link over loopback, before the first fork; each worker then finds
-it done, and has a third less memory of its own (docs/decisions/0006). Nothing of it stays
-open. Should it fail, workers are merely larger.
+it done, and its first moments cost it less memory of its own (docs/decisions/0006). Nothing
+of it stays open. Should it fail, workers are merely larger.
 """
 
 from __future__ import annotations

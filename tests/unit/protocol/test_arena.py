@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,13 @@ def new_arena(budget=1 << 20, size=1 << 20):
 
 @pytest.mark.parametrize(
     ("wanted", "size", "size_class"),
-    [(1, K16, 0), (K16, K16, 0), (K16 + 1, 2 * K16, 1), (65_536, 65_536, 2), (65_537, 131_072, 3)],
+    [
+        (1, K16, 0),
+        (K16, K16, 0),
+        (K16 + 1, 2 * K16, 1),
+        (65_536, 65_536, 2),
+        (65_537, 131_072, 3),
+    ],
 )
 def test_sizes_and_words(wanted, size, size_class):
     arena, _ = new_arena()
@@ -39,7 +46,7 @@ def test_sizes_and_words(wanted, size, size_class):
 
 def test_the_largest_ring():
     assert (MIN_RING_BYTES, MAX_RING_BYTES) == (K16, 32 << 20)
-    arena = Arena(memoryview(mmap.mmap(-1, 64 << 20)), 128 << 20)
+    arena: Any = Arena(memoryview(mmap.mmap(-1, 64 << 20)), 128 << 20)
 
     assert arena.take(MAX_RING_BYTES + 1) is None
     assert arena.take(MAX_RING_BYTES).word == 1 << 8 | 11
@@ -112,7 +119,7 @@ def test_a_ring_that_was_discarded_may_be_discarded_again_after_use():
 
 
 def test_tidy_without_anybody_to_discard():
-    arena = Arena(memoryview(bytearray(K16)), K16)
+    arena: Any = Arena(memoryview(bytearray(K16)), K16)
     arena.give(arena.take(1))
     arena.tidy()
     arena.tidy()

@@ -25,7 +25,10 @@ def test_reset_codes():
 
 
 def test_goaway_codes():
-    assert {code.name: code.value for code in GoawayCode} == {"DRAINING": 0, "PROTOCOL_ERROR": 1}
+    assert {code.name: code.value for code in GoawayCode} == {
+        "DRAINING": 0,
+        "PROTOCOL_ERROR": 1,
+    }
 
 
 def test_blame_decides_the_branch():

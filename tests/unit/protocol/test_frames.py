@@ -122,7 +122,17 @@ def test_open_carries_two_addresses(visitor, local):
 
 @pytest.mark.parametrize(
     "payload",
-    [b"", FOUR, NONE, FOUR + FOUR[:-1], SIX[:-1], FOUR + b"\5", b"\4", b"\xff" * 14, FOUR + b"\6"],
+    [
+        b"",
+        FOUR,
+        NONE,
+        FOUR + FOUR[:-1],
+        SIX[:-1],
+        FOUR + b"\5",
+        b"\4",
+        b"\xff" * 14,
+        FOUR + b"\6",
+    ],
 )
 def test_addresses_that_are_cut_or_unknown(payload):
     with pytest.raises(RemoteProtocolError, match="cut or of unknown kind"):

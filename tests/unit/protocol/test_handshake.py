@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 from dataclasses import replace
+from typing import Any
 
+import orjson
 import pytest
 
 from tunneltcp.protocol.errors import LocalProtocolError, RemoteProtocolError
@@ -38,16 +39,23 @@ def new_client(hello=HELLO, key=KEY):
     return ClientHandshake(hello, key, bytes(48))
 
 
-def new_server(keys=(KEY,)):
+def new_server(keys=(KEY,), preface=PREFACE):
     return ServerHandshake(
-        PREFACE, agent="server/1", port=PORT, keys=keys, nonce=b"\1" * 32, stand_in_key=b"?" * 32
+        preface,
+        agent="server/1",
+        port=PORT,
+        keys=keys,
+        nonce=b"\1" * 32,
+        stand_in_key=b"?" * 32,
     )
 
 
 def challenged(hello=HELLO, key=KEY, keys=(KEY,)):
     """Both ends with HELLO and CHALLENGE behind them."""
-    client, server = new_client(hello, key), new_server(keys)
-    server.receive(client.data_to_send()[44:])
+    client = new_client(hello, key)
+    out = client.data_to_send()
+    server = new_server(keys, out[:44])
+    server.receive(out[44:])
     client.receive(server.data_to_send())
     assert client.stage is Stage.CHALLENGED
     return client, server
@@ -70,7 +78,7 @@ def test_the_client_speaks_first():
 
     assert out[:44] == PREFACE
     assert int.from_bytes(out[44:46], "big") == len(out) - 46
-    assert json.loads(out[46:]) == {
+    assert orjson.loads(out[46:]) == {
         "type": "hello",
         "versions": [1],
         "agent": "tunneltcp/1.0",
@@ -97,7 +105,7 @@ def test_the_challenge():
     server.receive(new_client().data_to_send()[44:])
 
     out = server.data_to_send()
-    assert json.loads(out[2:]) == {"type": "challenge", "version": 1, "nonce": "01" * 32}
+    assert orjson.loads(out[2:]) == {"type": "challenge", "version": 1, "nonce": "01" * 32}
     assert server.hello == HELLO
     assert server.stage is Stage.WAITING
 
@@ -117,10 +125,8 @@ def test_proof_and_welcome_by_the_words_of_the_document():
     server.receive(proof)
     server.welcome("cc" * 16, 1)
     welcome = server.data_to_send()
-    assert welcome[-32:] == mac(
-        b"tunneltcp/1 server", hello, challenge, proof, welcome[:-32]
-    )
-    assert json.loads(welcome[2:-32]) == {
+    assert welcome[-32:] == mac(b"tunneltcp/1 server", hello, challenge, proof, welcome[:-32])
+    assert orjson.loads(welcome[2:-32]) == {
         "type": "welcome",
         "agent": "server/1",
         "session": "cc" * 16,
@@ -205,6 +211,7 @@ def test_without_the_key_there_is_one_answer(case):
 
 
 def test_knowing_the_stand_in_key_is_not_enough():
+    """The proof itself is right; the port is open to nobody who holds no key of ours."""
     client, server = challenged(key=b"?" * 32)
     client.prove()
     server.receive(client.data_to_send())
@@ -213,7 +220,7 @@ def test_knowing_the_stand_in_key_is_not_enough():
 
 
 def hello_with(**changes):
-    fields = json.loads(new_client().data_to_send()[46:])
+    fields = orjson.loads(new_client().data_to_send()[46:])
     return encode_message({**fields, **changes})
 
 
@@ -276,19 +283,20 @@ def test_messages_out_of_turn():
         [hello, hello],
         [hello, encode_message({"type": "proof"})],
         [encode_message({"type": "challenge", "version": 1, "nonce": "00" * 32})],
-        [encode_message(json.loads(hello[2:]), bytes(32))],
+        [encode_message(orjson.loads(hello[2:]), bytes(32))],
     ]:
         with pytest.raises(RemoteProtocolError, match="out of turn"):
             new_server().receive(b"".join(rows))
     challenge = {"type": "challenge", "version": 1, "nonce": "00" * 32}
-    for rows in [
+    wrong: list[list[Any]] = [
         [{"type": "welcome"}],
         [challenge, challenge],
         [challenge, {"type": "welcome"}],
-        [json.loads(hello[2:])],
-    ]:
+        [orjson.loads(hello[2:])],
+    ]
+    for texts in wrong:
         with pytest.raises(RemoteProtocolError, match="out of turn"):
-            new_client().receive(b"".join(map(encode_message, rows)))
+            new_client().receive(b"".join(map(encode_message, texts)))
 
 
 def test_welcome_before_proof_is_out_of_turn_also_with_a_right_mac():
@@ -315,7 +323,13 @@ def test_the_clients_proof_is_no_welcome():
 )
 def test_wrong_fields_of_welcome(changes):
     client, server = proven()
-    fields = {"type": "welcome", "agent": "a", "session": "cc" * 16, "epoch": 1, "resumed": False}
+    fields = {
+        "type": "welcome",
+        "agent": "a",
+        "session": "cc" * 16,
+        "epoch": 1,
+        "resumed": False,
+    }
     server._send({**fields, **changes}, KEY, b"tunneltcp/1 server")
 
     with pytest.raises(RemoteProtocolError, match="handshake: "):

@@ -46,7 +46,9 @@ def test_the_same_by_the_words_of_the_document():
 
     assert port_key("secret", 8080) == key
     assert key_id(key) == mac(key, b"id")[:8].hex()
-    assert make_preface(key, 8080, NONCE, tls=True) == signed + mac(key, b"preface" + signed)[:16]
+    assert (
+        make_preface(key, 8080, NONCE, tls=True) == signed + mac(key, b"preface" + signed)[:16]
+    )
 
 
 def test_white_space_around_a_token_does_not_count():

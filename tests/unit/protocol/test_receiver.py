@@ -55,6 +55,7 @@ def came(end, size):
         (make.reset(2, 0), "stream 2 was never opened"),
         (make.credit(2**40 - 1, 0, 0), "was never opened"),
     ],
+    ids=lambda value: value if isinstance(value, str) else value[:16].hex(),
 )
 def test_what_breaks_the_session(bench, frame, reason):
     end = bench.open()

@@ -77,7 +77,10 @@ def test_a_frame_ends_where_the_ring_does(new_bench):
     end.read()
     end.read()
 
-    assert [(f.value, len(f.payload)) for f in bench.sent()] == [(60_000, 5536), (65_536, 14_464)]
+    assert [(f.value, len(f.payload)) for f in bench.sent()] == [
+        (60_000, 5536),
+        (65_536, 14_464),
+    ]
 
 
 def test_the_order_of_a_batch(client):
@@ -151,15 +154,16 @@ def test_answers_and_credits_share_a_batch_without_loss(new_bench):
     assert seen == ["PING"] * 700 + ["CREDIT"] * 800
 
 
+@pytest.mark.slow
 def test_too_many_answers_for_a_peer_that_does_not_read(client):
     client.open()
+    client.feed(*[make.reset(ID, 1)] * MAX_ANSWERS)
     with pytest.raises(RemoteProtocolError, match="does not read"):
-        for _ in range(MAX_ANSWERS + 1):
-            client.feed(make.reset(ID, 1))
+        client.feed(make.reset(ID, 1))
     assert MAX_ANSWERS == 65_536
 
 
-@pytest.mark.xfail(reason="goaway() and ping() raise RemoteProtocolError then: finding 4")
+@pytest.mark.slow
 def test_after_too_many_answers_goaway_can_still_be_said(client):
     """The driver says goaway in its handler of that very error."""
     client.open()
@@ -171,8 +175,8 @@ def test_after_too_many_answers_goaway_can_still_be_said(client):
 
 
 def test_pongs_are_coalesced(bench):
-    bench.feed(*[make.ping(value) for value in range(100_000)])
-    assert [(f.type, f.value) for f in bench.sent()] == [(FrameType.PONG, 99_999)]
+    bench.feed(*[make.ping(value) for value in range(10_000)])
+    assert [(f.type, f.value) for f in bench.sent()] == [(FrameType.PONG, 9_999)]
     assert bench.sent() == []
 
 

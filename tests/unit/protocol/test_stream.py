@@ -29,16 +29,16 @@ def record(bench, end):
 
 def test_a_ring_is_taken_with_the_first_byte_and_given_back_with_the_last(server):
     end = server.open()
-    assert end.stream.ring is None
+    assert not end.holds_ring
     end.write(1000)
     assert end.read() == 1000
-    assert end.stream.ring.size == server.side.arena.used_bytes == 64 * K
+    assert end.ring.size == server.side.arena.used_bytes == 64 * K
 
     server.sent()
     server.feed(make.credit(ID, 999, MIB))
-    assert end.stream.ring is not None
+    assert end.holds_ring
     server.feed(make.credit(ID, 1000, MIB))
-    assert end.stream.ring is None
+    assert not end.holds_ring
     assert server.side.arena.used_bytes == 0
 
 
@@ -48,7 +48,7 @@ def test_a_ring_doubles_when_it_is_full_and_the_limit_can_use_it(server):
     end.write(MIB)
     sizes = []
     while end.read() > 0:
-        sizes.append(end.stream.ring.size // K)
+        sizes.append(end.ring.size // K)
         server.side.check_record(end)
 
     assert sizes == [64, 128, 256]
@@ -80,7 +80,7 @@ def test_without_a_limit_to_use_it_a_ring_does_not_grow(server):
     end.write(MIB)
     while end.read() > 0:
         pass
-    assert end.stream.ring.size == 64 * K
+    assert end.ring.size == 64 * K
     assert end.read_bytes == 64 * K
     assert end.stream.paused
     assert not end.watching
@@ -95,10 +95,10 @@ def test_the_next_ring_has_the_size_of_the_last(server):
     while server.sent():
         pass
     server.feed(make.credit(ID, 200 * K, 2 * MIB))
-    assert end.stream.ring is None
+    assert not end.holds_ring
     end.write(1)
     end.read()
-    assert end.stream.ring.size == 256 * K
+    assert end.ring.size == 256 * K
 
 
 def test_when_memory_is_short_a_first_ring_is_small_and_growth_is_a_quarter(new_bench):
@@ -108,7 +108,7 @@ def test_when_memory_is_short_a_first_ring_is_small_and_growth_is_a_quarter(new_
     end.write(MIB)
     sizes = []
     while end.read() > 0:
-        sizes.append(end.stream.ring.size // K)
+        sizes.append(end.ring.size // K)
         bench.session.data_to_send()
     assert sizes == [16, 32, 64]
 
@@ -228,7 +228,6 @@ def test_discard_takes_nothing_and_minds_nothing():
     DISCARD.close()
 
 
-@pytest.mark.xfail(reason="reading the end of input takes a ring and keeps it: finding 3")
 def test_a_half_closed_stream_holds_no_ring(server):
     """Half-closed for hours, if need be (design §8); an idle stream holds no ring (§5)."""
     end = server.open()
@@ -240,7 +239,6 @@ def test_a_half_closed_stream_holds_no_ring(server):
     assert server.side.arena.used_bytes == 0
 
 
-@pytest.mark.xfail(reason="a read that finds nothing takes a ring and keeps it: finding 3")
 def test_a_read_that_finds_nothing_keeps_no_ring(server):
     end = server.open()
 

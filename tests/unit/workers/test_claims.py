@@ -7,7 +7,7 @@ import secrets
 import orjson
 import pytest
 
-from tests.support.loop_stepper import count_turns
+from tests.support.loop_stepper import spins
 from tunneltcp.control.counters import Counter
 from tunneltcp.protocol.frames import FrameType
 from tunneltcp.protocol.handshake import Stage
@@ -109,7 +109,7 @@ class TestHandshake:
             raw.peer.send(bytes([byte]))
             world.pass_time(0.24)
             assert not raw.end
-            assert count_turns(server.loop, 0.001) <= 3
+            assert not spins(server.loop, 0.005)
         world.pass_time(0.3)
         world.until(lambda: raw.end)
         assert len(server.worker._claims) == 0
@@ -159,12 +159,16 @@ class TestHandshake:
 
     def test_with_bytes_before_welcome_is_closed_and_the_owner_kept(self, world, server):
         owner = world.linked_client(server.port)
+        owner.answers_pings = False  # so that nothing is decided yet
         raw = world.raw_client(server.port, run_id="99" * 16)
-        world.until(lambda: not raw.proves and not raw.is_up)
+        world.until(lambda: not raw.proves)
         world.settle()
+        assert not raw.end
         raw.send(FrameType.PING, 0, 1)
-        world.until(lambda: raw.end)
-        assert not raw.is_up
+        world.settle()
+        assert raw.end, "at once, not when its case is decided"
+        assert raw.refused is None
+        world.pass_time(3)
         assert server.worker.link is not None
         assert not owner.end
 

@@ -99,7 +99,7 @@ class TestEnds:
 
     def test_a_lost_link_resets_both_ends_and_never_looks_finished(self, world, tunnel):
         visitor, peer = tunnel.visit(b"hello")
-        peer.send(b"half of an ans")
+        peer.send(b"half of it")
         world.until(lambda: visitor.received)
         tunnel.server.worker.link.lose("by the test")
         world.until(lambda: visitor.end and peer.end)
@@ -162,15 +162,7 @@ class TestCounters:
             world.pass_time(0.1)
             for side in (tunnel.server, tunnel.client):
                 left = side.counter(Counter.BEAT_NS) / 1e9 - world.clock()
-                assert -0.06 <= left <= 0.51
-
-    @pytest.mark.xfail(
-        strict=True, raises=AssertionError, reason="nobody counts the turns of the loop"
-    )
-    def test_count_turns(self, world, tunnel):
-        before = tunnel.server.counter(Counter.TURNS)
-        world.pass_time(1.0)
-        assert tunnel.server.counter(Counter.TURNS) > before
+                assert 0.0 < left <= 0.61  # a beat, and the longest sleep
 
     def test_carry_a_round_trip(self, world, tunnel):
         world.pass_time(2.5)
@@ -211,11 +203,6 @@ class TestRecords:
         assert words[relay.stream.record + 1] == relay.stream.id
         assert words[relay.stream.record + 3] == 5000
 
-    @pytest.mark.xfail(
-        strict=True,
-        raises=AssertionError,
-        reason="the client never stores the cookie of a target's socket",
-    )
     def test_of_a_target_name_its_socket(self, world, tunnel):
         tunnel.visit(b"hi")
         relay = next(iter(tunnel.client.worker._relays))
