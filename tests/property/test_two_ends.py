@@ -17,21 +17,9 @@ from hypothesis.stateful import (
 from tests.support.session_pair import MANY, End, SessionPair
 from tunneltcp.protocol.errors import ResetCode
 
-RESET_BEFORE_OPEN_WORKS = False
-"""Whether a stream may be reset before its OPEN went out; see
-tests/unit/protocol/test_session.py, test_a_visitor_that_resets_before_its_open_went_out."""
-
-FREED_RINGS_WAKE_THE_STARVED = False
-"""Whether a ring that comes back by RESET, or with the end of a stream, wakes who waits for
-one; see tests/unit/protocol/test_session.py, test_a_reset_feeds_the_starved."""
-
 SIZES = st.sampled_from([1, 7, 1000, 16_384, 16_385, 65_536, 100_000, 300_000])
 CUTS = st.one_of(st.integers(1, 40), SIZES, st.just(MANY))
 CODES = st.sampled_from([ResetCode.CANCELLED, ResetCode.TARGET_UNREACHABLE, ResetCode.STOPPING])
-
-
-def may_fail(end: End) -> bool:
-    return RESET_BEFORE_OPEN_WORKS or end.stream.open_payload is None
 
 
 class TwoEnds(RuleBasedStateMachine):
@@ -41,8 +29,6 @@ class TwoEnds(RuleBasedStateMachine):
     steps = 60
     left_bytes: st.SearchStrategy[int] = st.just(MANY)
     """What the two sides have for rings."""
-    ends_early = True
-    """Whether sockets fail and apps end before all is written."""
 
     pair: SessionPair
 
@@ -56,8 +42,6 @@ class TwoEnds(RuleBasedStateMachine):
         data=st.data(),
     )
     def start(self, server, client, first_id, max_streams, client_max_streams, connects, data):
-        if not self.ends_early:  # nor does a client refuse: that is a RESET too
-            client, client_max_streams = 4 << 20, max_streams
         self.pair = SessionPair(
             server,
             client_budget_bytes=client,
@@ -85,7 +69,6 @@ class TwoEnds(RuleBasedStateMachine):
     def open(self):
         self.pair.open()
 
-    @precondition(lambda self: self.ends_early)
     @rule(refuses=st.booleans())
     def targets_refuse(self, refuses):
         self.pair.refuses = refuses
@@ -105,7 +88,7 @@ class TwoEnds(RuleBasedStateMachine):
         if end is not None:
             end.read(size)
 
-    @precondition(lambda self: self.ends() and self.ends_early)
+    @precondition(lambda self: self.ends())
     @rule(data=st.data())
     def app_ends(self, data):
         end = self.pick(data, lambda end: not end.ended)
@@ -127,10 +110,10 @@ class TwoEnds(RuleBasedStateMachine):
         if end is not None:
             end.connect()
 
-    @precondition(lambda self: self.ends() and self.ends_early)
+    @precondition(lambda self: self.ends())
     @rule(data=st.data(), code=CODES)
     def socket_fails(self, data, code):
-        end = self.pick(data, may_fail)
+        end = self.pick(data)
         if end is not None:
             end.fail(code)
 
@@ -172,7 +155,7 @@ class TwoEnds(RuleBasedStateMachine):
     def server_pings(self, value):
         self.pair.server.session.ping(value)
 
-    @precondition(lambda self: self.ends() and self.ends_early)
+    @precondition(lambda self: self.ends())
     @rule()
     def link_is_lost(self):
         self.pair.relink()
@@ -189,9 +172,6 @@ class TwoEnds(RuleBasedStateMachine):
         pair.make_willing()
         pair.settle()
         pair.check_complete()
-        if not FREED_RINGS_WAKE_THE_STARVED:
-            for side in pair.sides:
-                side.hold_nothing_back()
         for visit in pair.visits:  # one direction, for a start: half-close is no end
             visit.ends[visit.number % 2].end()
         pair.settle()
@@ -212,7 +192,6 @@ class ShortOfMemory(TwoEnds):
 
     budgets = st.sampled_from([1280 << 10, 2 << 20])
     left_bytes = st.sampled_from([16 << 10, 32 << 10, 64 << 10])
-    ends_early = FREED_RINGS_WAKE_THE_STARVED
 
 
 @pytest.mark.parametrize("machine", [TwoEnds, ShortOfMemory])

@@ -136,7 +136,7 @@ class Loop:
             # A callback before this one may have let go of the descriptor, and its number
             # may already belong to somebody else.
             callback = callbacks.get(fd)
-            if callback is not None and fd not in fresh:
+            if callback is not None and not (fresh and fd in fresh):
                 callback(events if events <= 5 else events | _BOTH)
         if timers and timers[0].when <= self.now:
             self._call_due()

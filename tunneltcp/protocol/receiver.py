@@ -68,10 +68,10 @@ class Receiver:
                 if (
                     stream is not None
                     and value == stream.received
-                    and value + size <= stream.granted
+                    and (after := value + size) <= stream.granted
                     and 0 < size <= 262144
                 ):
-                    stream.received = value + size
+                    stream.received = after
                     # Two steps: the interpreter is slow at calling what lies in a slot.
                     deliver = stream.deliver
                     taken = deliver(view[pos:stop])

@@ -48,7 +48,7 @@ class Windows:
         elif self._max_streams * self._least <= self._budget:
             window = self._least + spare
         else:  # not everybody can fit anyway
-            window = left
+            window = left // 2
         window = max(self._least, min(MAX_WINDOW_BYTES, window))
         self.granted_bytes += window
         self._streams += 1

@@ -30,6 +30,9 @@ __all__ = ["Link", "LinkOwner"]
 
 BATCHES_PER_TURN: Final = 4
 """Batches written before the others get their turn."""
+JOIN_BYTES: Final = 64 * 1024
+"""Batches up to this size are written as one piece: copying it costs less than handing the
+kernel a hundred small ones (3 % of a request)."""
 RTT_SECONDS: Final = 10.0
 """A link that is never silent gets a PING this often all the same: its round trip is shown."""
 _NOTHING: Final[list[bytes | memoryview]] = []
@@ -182,6 +185,8 @@ class Link:
                 if not size:
                     break
             try:
+                if size <= JOIN_BYTES:
+                    pending = [b"".join(pending)]
                 sendmsg = self._sendmsg
                 count = sendmsg(pending)
             except BlockingIOError:

@@ -341,6 +341,17 @@ def test_a_ring_that_comes_back_feeds_the_starved(bench):
     assert two.read() == 100
 
 
+def test_all_who_starve_are_fed(bench):
+    one, two = starve(bench)
+    three = bench.open()
+    three.write(1)
+    assert three.read() == -1
+    bench.feed(make.credit(1, 100, MIB))
+    assert one.watching
+    assert two.watching
+    assert three.watching
+
+
 @pytest.mark.parametrize("whose", ["peer's", "ours"])
 def test_a_reset_feeds_the_starved(bench, whose):
     one, two = starve(bench)

@@ -195,6 +195,12 @@ def test_the_clients_record_has_no_cookie_until_it_has_a_socket(client):
     assert (words[end.record + COOKIE], words[end.record + STREAM_ID]) == (0, ID)
 
 
+def test_the_record_gets_the_cookie_of_a_socket_that_came_later(client):
+    end = client.open()
+    end.stream.store_cookie(2**64 - 1)
+    assert record(client, end)[:2] == [2**64 - 1, ID]
+
+
 @pytest.mark.parametrize("stream_id", [2**32 - 1, 2**32, 2**40 - 1])
 def test_large_ids(new_bench, stream_id):
     bench = new_bench("server")

@@ -86,3 +86,8 @@ def test_the_books_balance(budget, most, least, choices):
 def test_everybody_fits_if_the_budget_can_hold_them_at_all(budget, most, least):
     assert most * least < budget
     assert len(take_all(Windows(budget, most, least))) == most
+
+
+def test_where_not_everybody_can_fit_one_does_not_take_all():
+    """1 MiB is the least that the config takes, 1,000 visitors what it has by default."""
+    assert len(take_all(Windows(MIB, 1000, 16 * K))) > 16

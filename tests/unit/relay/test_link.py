@@ -17,7 +17,7 @@ from tests.support.loop_stepper import LoopStepper, spins
 from tests.support.pattern import pattern
 from tunneltcp.net.loop import Loop
 from tunneltcp.protocol.arena import Arena
-from tunneltcp.protocol.errors import GoawayCode, RemoteProtocolError, ResetCode
+from tunneltcp.protocol.errors import GoawayCode, ResetCode
 from tunneltcp.protocol.frames import FrameType
 from tunneltcp.protocol.session import SWEEP_SECONDS, Session
 from tunneltcp.protocol.table import StreamTable
