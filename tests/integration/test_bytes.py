@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -77,12 +78,28 @@ def test_what_moved_is_counted(tunnels: Tunnels, load: Load) -> None:
     """Bytes in: from visitors; bytes out: to visitors; on both sides the same."""
     port = tunnels.public["ipv6"]
     masters = (tunnels.pair.server, tunnels.pair.client)
-    before = [master.tunnel(port) for master in masters]
+    before = [wait_until(AtRest(master, port), 5) for master in masters]
     load.transfer("counted", port, count=4, up=300_000, down=500_000)
     stats = load.finish("counted")
 
     for master, then in zip(masters, before, strict=True):
         wait_until(partial(moved, master, port, then, stats), 3, f"{master} counts")
+
+
+class AtRest:
+    """Whether a tunnel has counted nothing more for half a second; it tells each 0.1 s."""
+
+    def __init__(self, master: Master, port: int) -> None:
+        self._master, self._port = master, port
+        self._last: Json = {}
+        self._since = 0.0
+
+    def __call__(self) -> Json:
+        now = self._master.tunnel(self._port)
+        what = ("visitors", "visitors_total", "bytes_in", "bytes_out")
+        if any(now[key] != self._last.get(key) for key in what):
+            self._last, self._since = now, time.monotonic()
+        return now if time.monotonic() - self._since > 0.5 else {}
 
 
 def moved(master: Master, port: int, before: Json, stats: GroupStats) -> bool:

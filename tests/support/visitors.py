@@ -71,7 +71,7 @@ class _Visitor:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, group.receive_buffer)
         code = self.sock.connect_ex(group.address)
         if code not in {0, errno.EINPROGRESS}:
-            self.end("refused", f"connect: {errno.errorcode.get(code, code)}")
+            self.end(_failed(code), f"connect: {errno.errorcode.get(code, code)}")
             return
         group.service.watch(self.sock, WRITE, self.ready)
 
@@ -98,7 +98,7 @@ class _Visitor:
             if not self.connected:
                 code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
                 if code:
-                    self.end("refused", f"connect: {errno.errorcode.get(code, code)}")
+                    self.end(_failed(code), f"connect: {errno.errorcode.get(code, code)}")
                     return
                 self.connected = True
                 self.group.connected += 1
@@ -454,3 +454,8 @@ class Load(ServiceProcess):
 
 if __name__ == "__main__":
     run_service(_LoadService)
+
+
+def _failed(code: int) -> str:
+    """Name what ended a connect: only a port that nobody holds refuses."""
+    return "reset" if code == errno.ECONNRESET else "refused"

@@ -66,10 +66,11 @@ class Loop:
         self._max_sleep = max_sleep_seconds
         self._running = False
         self._next_beat = 0.0
+        self._was_busy = False
         self.now = clock()
         """Seconds, read once in each turn."""
         self.on_beat: Callable[[float], None] | None = None
-        """Called every ``BEAT_SECONDS``, or later if the loop sleeps, with the time by which it
+        """Called every ``BEAT_SECONDS``, or later if nothing happens, with the time by which it
         will be called again: an interval and the longest sleep from now."""
         self.on_turn: Callable[[], None] | None = None
         """Called at the end of each turn, after descriptors and timers."""
@@ -124,12 +125,17 @@ class Loop:
             first = timers[0].when - now
             if first < sleep:
                 sleep = max(0.0, first)
-        if now >= self._next_beat and self.on_beat is not None:
-            self._next_beat = now + BEAT_SECONDS
-            self.on_beat(self._next_beat + self._max_sleep)
+        on_beat = self.on_beat
+        if on_beat is not None:
+            if now >= self._next_beat:
+                self._next_beat = now + BEAT_SECONDS
+                on_beat(self._next_beat + self._max_sleep)
+            elif self._was_busy and now + sleep > self._next_beat:
+                sleep = self._next_beat - now  # what happened is told before a long sleep
         fresh = self._fresh
         fresh.clear()
         ready = poll(sleep)
+        self._was_busy = bool(ready)
         self.now = clock()
         callbacks = self._callbacks
         for fd, events in ready:

@@ -254,7 +254,7 @@ class TestHold:
         world.until(lambda: len(opens(raw)) == 4)
 
     def test_a_visitor_beyond_the_memory_is_reset(self, world):
-        server = world.server(budget_bytes=64 * 1024, max_visitors=100)
+        server = world.server(budget_bytes=16 * 1024, max_visitors=100)
         raw = world.linked_client(server.port)
         first = world.visitor(server.port, b"hi")
         world.until(lambda: opens(raw) == [1])
