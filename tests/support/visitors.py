@@ -452,10 +452,10 @@ class Load(ServiceProcess):
         return GroupStats(**self.call("stop", name=name))
 
 
-if __name__ == "__main__":
-    run_service(_LoadService)
-
-
 def _failed(code: int) -> str:
     """Name what ended a connect: only a port that nobody holds refuses."""
     return "reset" if code == errno.ECONNRESET else "refused"
+
+
+if __name__ == "__main__":
+    run_service(_LoadService)
