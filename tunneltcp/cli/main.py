@@ -2,50 +2,46 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from tunneltcp import __version__
-from tunneltcp.cli.run import bind_option, folder_options, run_master, server_option
-from tunneltcp.control.context import Role
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["main"]
 
-_FILE = click.Path(path_type=Path, readable=False)
+_COMMANDS: Final[Mapping[str, str]] = {
+    "server": "run",
+    "client": "run",
+    "status": "status",
+}
+"""Each command and the module of this package that has it, as ``NAME_command``; in the order
+in which a newcomer needs them. Imported when used: asking needs no worker."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """Commands that are imported when somebody wants them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return all names."""
+        del ctx
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return one command; None if there is none of that name."""
+        del ctx
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"tunneltcp.cli.{_COMMANDS[cmd_name]}")
+        command: click.Command = getattr(module, f"{cmd_name}_command")
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="tunneltcp")
 def main() -> None:
     """Carry the visitors of public ports on a server to apps beside a client."""
-
-
-@main.command("server")
-@click.argument("file", required=False, type=_FILE)
-@bind_option
-@folder_options
-def server_command(file: Path | None, **options: Any) -> None:  # noqa: ANN401 - click's
-    """Run the server's side (config: FILE, or /etc/tunneltcp/INSTANCE.json)."""
-    run_master(Role.SERVER, file, **options)
-
-
-@main.command("client")
-@click.argument("file", required=False, type=_FILE)
-@server_option
-@folder_options
-def client_command(file: Path | None, **options: Any) -> None:  # noqa: ANN401 - click's
-    """Run the client's side (config: FILE, or /etc/tunneltcp/INSTANCE.json)."""
-    run_master(Role.CLIENT, file, **options)
-
-
-@main.command("status")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object for each instance.")
-@click.option("--instance", help="Only the instance of this name.")
-@click.option("--run-dir", type=_FILE, help="The instance with this run folder.")
-def status_command(as_json: bool, instance: str | None, run_dir: Path | None) -> None:
-    """Show what runs: tunnels, links, visitors, processes."""
-    from tunneltcp.cli.status import show_status
-
-    show_status(as_json=as_json, instance=instance, run_dir=run_dir)

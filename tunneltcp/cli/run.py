@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import os
 import sys
 from pathlib import Path
@@ -18,14 +17,15 @@ from tunneltcp.log import write_if_room
 from tunneltcp.master.folders import find_folders, instance_problem
 from tunneltcp.master.master import Master
 from tunneltcp.master.process import ProcessState
+from tunneltcp.protocol.preface import port_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-__all__ = ["bind_option", "folder_options", "main", "run_master", "server_option"]
+__all__ = ["client_command", "folder_options", "main", "run_master", "server_command"]
 
-_FILE = click.Path(path_type=Path)
+_FILE = click.Path(path_type=Path, readable=False)
 
 
 def folder_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -59,6 +59,24 @@ server_option = click.option("--server", metavar="HOST", help="Whom the client d
 def main(role: str, file: Path | None, **options: Any) -> None:  # noqa: ANN401 - click's
     """Run one side of the tunnels until TERM."""
     run_master(Role(role), file, **options)
+
+
+@click.command("server")
+@click.argument("file", required=False, type=_FILE)
+@bind_option
+@folder_options
+def server_command(file: Path | None, **options: Any) -> None:  # noqa: ANN401 - click's
+    """Run the server's side (config: FILE, or /etc/tunneltcp/INSTANCE.json)."""
+    run_master(Role.SERVER, file, **options)
+
+
+@click.command("client")
+@click.argument("file", required=False, type=_FILE)
+@server_option
+@folder_options
+def client_command(file: Path | None, **options: Any) -> None:  # noqa: ANN401 - click's
+    """Run the client's side (config: FILE, or /etc/tunneltcp/INSTANCE.json)."""
+    run_master(Role.CLIENT, file, **options)
 
 
 def run_master(
@@ -123,7 +141,7 @@ def _fail(code: int, *problems: str) -> NoReturn:
 
 def port_keys(port: int) -> tuple[bytes, ...]:
     """Return the keys that are good for a port: until tokens land, that of an empty one."""
-    return (hmac.digest(b"", f"tunneltcp/1 port {port}".encode(), "sha256"),)
+    return (port_key("", port),)
 
 
 def announce(master: Master) -> None:

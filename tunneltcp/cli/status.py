@@ -1,63 +1,27 @@
-"""``tunneltcp status``: find masters, ask them, show what they say.
-
-Not being allowed to ask and nobody being there are different answers: who may not ask is
-told whose master it is.
-"""
+"""``tunneltcp status``: what runs on this machine, as a table or as JSON."""
 
 from __future__ import annotations
 
-import os
-import pwd
-import socket
-import sys
-from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING
 
+import click
 import orjson
 
-from tunneltcp.control.codec import FrameDecoder, encode_frame
-from tunneltcp.errors import ControlChannelError, ExitCode, TunnelError
-from tunneltcp.master.control_socket import short_address
-from tunneltcp.master.folders import CONTROL_SOCKET, instance_problem, locked_pid, run_base
+from tunneltcp.cli.ask import ask_all, fail, instance_options
+from tunneltcp.errors import ExitCode
 
-__all__ = ["NotAllowed", "NotRunning", "ask", "find_run_folders", "show_status"]
+if TYPE_CHECKING:
+    from pathlib import Path
 
-_ANSWER_SECONDS: Final = 5.0
-"""A master answers in milliseconds; one that does not in this time hangs."""
+__all__ = ["status_command"]
 
 
-class NotRunning(TunnelError):
-    """There is no master in that folder."""
-
-
-class NotAllowed(TunnelError):
-    """There may be a master, and only its owner and root may ask it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """Where to look."""
-
-    folders: tuple[Path, ...]
-    closed: tuple[Path, ...]
-    """Folders of other users that we cannot look into."""
-
-
-def show_status(*, as_json: bool, instance: str | None, run_dir: Path | None) -> None:
-    """Print the status of the masters asked for; leave with 1 if one did not answer."""
-    if instance is not None and (problem := instance_problem(instance)):
-        _fail(ExitCode.USAGE, [problem])
-    found = find_run_folders(instance, run_dir)
-    answers, problems = [], []
-    for folder in found.folders:
-        try:
-            answers.append(ask(folder, {"op": "status"}))
-        except TunnelError as error:
-            problems.append(str(error))
-    if not answers and not problems:
-        problems = _nothing_found(instance, found)
+@click.command("status")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object for each instance.")
+@instance_options
+def status_command(as_json: bool, instance: str | None, run_dir: Path | None) -> None:
+    """Show what runs: tunnels, links, visitors, processes."""
+    answers, problems = ask_all({"op": "status"}, instance, run_dir)
     if as_json:
         for answer in answers:
             print(orjson.dumps(answer).decode())
@@ -66,126 +30,4 @@ def show_status(*, as_json: bool, instance: str | None, run_dir: Path | None) ->
 
         print_tables(answers)
     if problems:
-        _fail(ExitCode.CRASH, problems)
-
-
-def _nothing_found(instance: str | None, found: Found) -> list[str]:
-    what = f'instance "{instance}" is' if instance else "no instance is"
-    not_running = f"{what} {'not ' if instance else ''}running as user {_user(os.geteuid())}"
-    closed = [
-        f"{folder} belongs to user {_owner(folder)}: only {_owner(folder)} and root may ask"
-        for folder in found.closed
-    ]
-    return [not_running, *closed]
-
-
-def find_run_folders(instance: str | None, run_dir: Path | None) -> Found:
-    """Return the run folders to ask: the one given, or those found in the usual places.
-
-    An instance that is in none of them is looked for at root's and at other users' too,
-    so that they are told whose it is.
-    """
-    if run_dir is not None:
-        return Found(folders=(run_dir,), closed=())
-    folders: list[Path] = []
-    closed: list[Path] = []
-    for base in _bases():
-        try:
-            names = [instance] if instance else sorted(folder.name for folder in base.iterdir())
-            folders += [base / name for name in names if (base / name).is_dir()]
-        except PermissionError:
-            closed.append(base)
-        except OSError:
-            continue
-    mine = [folder for folder in folders if _is_mine(folder)]
-    if instance is None or mine:
-        folders = mine
-    return Found(folders=tuple(dict.fromkeys(folders)), closed=tuple(closed))
-
-
-def _bases() -> list[Path]:
-    """Return where run folders may lie: ours first, then root's, then other users'."""
-    others = [*Path("/run/user").glob("*/tunneltcp"), *Path("/tmp").glob("tunneltcp-*")]  # noqa: S108
-    return list(dict.fromkeys([run_base(), Path("/run/tunneltcp"), *sorted(others)]))
-
-
-def _is_mine(folder: Path) -> bool:
-    with suppress(OSError):
-        return os.geteuid() in (0, folder.stat().st_uid)
-    return False
-
-
-def ask(run_folder: Path, request: dict[str, Any]) -> dict[str, Any]:
-    """Ask the master in a run folder.
-
-    Raises:
-        NotRunning: If there is none.
-        NotAllowed: If we may not ask it.
-        TunnelError: If it does not answer properly.
-    """
-    path = run_folder.absolute() / CONTROL_SOCKET
-    try:
-        with (
-            socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection,
-            short_address(path) as address,
-        ):
-            connection.settimeout(_ANSWER_SECONDS)
-            connection.connect(address)
-            connection.sendall(encode_frame(request))
-            return _receive(connection)
-    except PermissionError as error:
-        raise _not_allowed(run_folder) from error
-    except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError) as error:
-        raise _not_there(run_folder) from error
-    except ConnectionError as error:
-        raise TunnelError(f"the master in {run_folder} hung up") from error
-    except (OSError, ControlChannelError) as error:
-        raise TunnelError(f"the master in {run_folder} does not answer: {error}") from error
-
-
-def _receive(connection: socket.socket) -> dict[str, Any]:
-    decoder = FrameDecoder()
-    while True:
-        data = connection.recv(1 << 16)
-        if not data:
-            raise ConnectionResetError
-        for answer in decoder.feed(data):
-            if "error" in answer:
-                raise ControlChannelError(str(answer["error"]))
-            return answer
-
-
-def _not_allowed(run_folder: Path) -> NotAllowed:
-    owner = _owner(run_folder)
-    return NotAllowed(
-        f"the master in {run_folder} belongs to user {owner}: only {owner} and root may ask it"
-    )
-
-
-def _not_there(run_folder: Path) -> TunnelError:
-    pid = None
-    with suppress(OSError):
-        pid = locked_pid(run_folder)
-    if pid is not None:
-        return TunnelError(f"the master in {run_folder} (process {pid}) is starting or leaving")
-    return NotRunning(f"no master is running in {run_folder}")
-
-
-def _owner(folder: Path) -> str:
-    """Return whose folder it is; of the nearest one above that we may look at."""
-    for place in (folder, *folder.absolute().parents):
-        with suppress(OSError):
-            return _user(place.stat().st_uid)
-    return "unknown"
-
-
-def _user(uid: int) -> str:
-    with suppress(KeyError):
-        return pwd.getpwuid(uid).pw_name
-    return str(uid)
-
-
-def _fail(code: int, problems: list[str]) -> NoReturn:
-    for problem in problems:
-        print(f"tunneltcp: {problem}", file=sys.stderr)
-    sys.exit(code)
+        fail(ExitCode.CRASH, problems)

@@ -10,9 +10,9 @@ import orjson
 import pytest
 from click.testing import CliRunner
 
-from tunneltcp.cli import status as cli_status
+from tunneltcp.cli import ask as cli_ask
+from tunneltcp.cli.ask import NotAllowed, NotRunning, ask
 from tunneltcp.cli.main import main
-from tunneltcp.cli.status import NotAllowed, NotRunning, ask
 from tunneltcp.control.codec import encode_frame
 from tunneltcp.errors import TunnelError
 from tunneltcp.master.folders import InstanceLock
@@ -60,7 +60,7 @@ def test_json_is_what_the_master_said(tmp_path):
     with answering(tmp_path / "a", encode_frame(ANSWER)):
         done = status("--json", "--run-dir", tmp_path / "a")
     assert done.exit_code == 0
-    assert orjson.loads(done.stdout) == ANSWER
+    assert orjson.loads(done.stdout) == ANSWER | {"run_dir": str(tmp_path / "a")}
 
 
 def test_the_table(tmp_path):
@@ -108,7 +108,7 @@ def test_who_may_not_ask_is_told_whose_it_is(tmp_path, monkeypatch):
             raise PermissionError(13, "no")
 
     folder.mkdir()
-    monkeypatch.setattr("tunneltcp.cli.status.socket.socket", Refusing)
+    monkeypatch.setattr("tunneltcp.cli.ask.socket.socket", Refusing)
     with pytest.raises(NotAllowed, match=r"belongs to user .*: only .* and root may ask it"):
         ask(folder, {"op": "status"})
     done = status("--run-dir", folder)
@@ -120,11 +120,11 @@ def test_instances_are_found_by_name_and_all_together(tmp_path, monkeypatch):
     base = tmp_path / "base"
     for name in ("one", "two"):
         (base / name).mkdir(parents=True)
-    monkeypatch.setattr(cli_status, "_bases", lambda: [base, tmp_path / "none"])
-    found = cli_status.find_run_folders(None, None)
+    monkeypatch.setattr(cli_ask, "_bases", lambda: [base, tmp_path / "none"])
+    found = cli_ask.find_run_folders(None, None)
     assert found.folders == (base / "one", base / "two")
-    assert cli_status.find_run_folders("two", None).folders == (base / "two",)
-    assert cli_status.find_run_folders("three", None).folders == ()
+    assert cli_ask.find_run_folders("two", None).folders == (base / "two",)
+    assert cli_ask.find_run_folders("three", None).folders == ()
     done = status("--instance", "three")
     assert done.exit_code == 1
     assert 'instance "three" is not running as user' in done.stderr
@@ -137,7 +137,7 @@ def test_a_base_of_somebody_else_is_named(tmp_path, monkeypatch):
         raise PermissionError(13, "no")
 
     closed.mkdir()
-    monkeypatch.setattr(cli_status, "_bases", lambda: [closed])
+    monkeypatch.setattr(cli_ask, "_bases", lambda: [closed])
     monkeypatch.setattr("pathlib.Path.iterdir", no_entry)
     done = status()
     assert done.exit_code == 1

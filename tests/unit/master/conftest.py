@@ -18,7 +18,7 @@ import pytest
 from tests.support.leaks import Snapshot
 from tests.support.ports import free_port
 from tests.support.wait import wait_until
-from tunneltcp.cli.status import ask
+from tunneltcp.cli.ask import ask
 from tunneltcp.config.model import Config, TunnelConfig
 from tunneltcp.control.context import Role, WorkerContext
 from tunneltcp.control.counters import Counter, map_counters

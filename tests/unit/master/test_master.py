@@ -16,7 +16,7 @@ from tests.support.leaks import descendants
 from tests.support.ports import free_port
 from tests.support.wait import wait_until
 from tests.unit.master.conftest import visit
-from tunneltcp.cli.status import NotRunning, ask
+from tunneltcp.cli.ask import NotRunning, ask
 from tunneltcp.config.model import TunnelConfig
 from tunneltcp.control.context import Role
 from tunneltcp.errors import MasterRunning
