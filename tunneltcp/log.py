@@ -10,7 +10,8 @@ blocks, never prints and starts no thread.
 
 A line is ``time LEVEL message key=value ...``. Control characters are escaped wherever
 they come from, so foreign text cannot forge a line; the lines of a traceback start with
-``  | ``, which no log line does.
+``  | ``, which no log line does. Or a line is one JSON object, its traceback included;
+what is too long is cut inside, so that it stays one.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from __future__ import annotations
 import os
 import select
 import stat
+import sys
 import traceback
 from contextlib import suppress
-from datetime import UTC
-from typing import TYPE_CHECKING, Final
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, cast
 
+import orjson
 from loguru import logger
 
 if TYPE_CHECKING:
@@ -30,7 +33,16 @@ if TYPE_CHECKING:
 
     from loguru import Message, Record
 
-__all__ = ["Throttle", "dropped_lines", "escape", "setup_log", "write_if_room"]
+__all__ = [
+    "Throttle",
+    "access_path",
+    "dropped_lines",
+    "echo_from",
+    "escape",
+    "log_access",
+    "setup_log",
+    "write_if_room",
+]
 
 _MAX_LINE_BYTES: Final = 8192
 """One line, its traceback included; a long reason must not push out the others."""
@@ -49,27 +61,44 @@ _CONTROL: Final = {
 }
 """C0, DEL, C1, line and paragraph separators, and what reorders text on a terminal."""
 
+_CONTROL_JSON: Final = {code: f"\\u{code:04x}" for code in _CONTROL if code >= 0x7F}
+"""The same for JSON, which escapes C0 by itself."""
+
+_JSON_TEXTS: Final = (8192, 2000, 400, 60)
+"""Characters of each text in a JSON line; the first number with which the line fits."""
+
 
 class _Output:
     """Where this process's lines go; there is one, and a forked child changes its own."""
 
     def __init__(self) -> None:
         self.file: _RotatedFile | None = None
+        self.access: _RotatedFile | None = None
         self.stderr = False
+        self.echo_from = 0
+        self.as_json = False
         self.level = ""
         self.pid = 0
         self.dropped_echoes = 0
 
     def write_message(self, message: Message) -> None:
         """Write one line wherever it belongs, or count it; never raise, never wait."""
-        try:
-            line = _line(message.record)
-        except (ValueError, MemoryError):
-            line = b"(a line that cannot be shown)\n"
+        line = self.render(message.record, _MAX_LINE_BYTES)
         if self.file is not None:
             self.file.write_line(line)
-        if self.stderr and not write_if_room(2, _cut(line, _MAX_PIPE_BYTES)):
+        if not self.stderr or message.record["level"].no < self.echo_from:
+            return
+        if len(line) > _MAX_PIPE_BYTES:
+            line = self.render(message.record, _MAX_PIPE_BYTES)
+        if not write_if_room(2, line):
             self.dropped_echoes += 1
+
+    def render(self, record: Record, most: int) -> bytes:
+        """Return the line of a record, of at most so many bytes."""
+        try:
+            return _json_line(record, most) if self.as_json else _line(record, most)
+        except (ValueError, TypeError, MemoryError):
+            return b'{"message":"?"}\n' if self.as_json else b"(a line that cannot be shown)\n"
 
 
 _output = _Output()
@@ -82,6 +111,8 @@ def setup_log(
     files: int,
     tunnel: int | None = None,
     stderr: bool = False,
+    as_json: bool = False,
+    access: str | None = None,
     level: str = "INFO",
 ) -> None:
     """Send what this process logs to ``path``, and to nowhere else but perhaps stderr.
@@ -96,12 +127,17 @@ def setup_log(
         files: How many are kept, this one included.
         tunnel: Public port that stands on each line.
         stderr: Also write to descriptor 2, never waiting for it.
+        as_json: Write each line as one JSON object.
+        access: Another file, for the lines of :func:`log_access`; rotated like the first.
         level: Least important level that is written.
     """
-    if _output.file is not None:
-        _output.file.close()
+    for file in (_output.file, _output.access):
+        if file is not None:
+            file.close()
     _output.file = _RotatedFile(path, max_bytes, files)
+    _output.access = _RotatedFile(access, max_bytes, files) if access else None
     _output.stderr = stderr
+    _output.as_json = as_json
     _output.dropped_echoes = 0
     logger.configure(extra={} if tunnel is None else {"tunnel": tunnel})
     # A forked child keeps its parent's handler, which writes to what _output says now: a
@@ -124,9 +160,34 @@ def _no_format(_record: Record) -> str:
     return ""  # write_message makes the line from the record
 
 
+def echo_from(level: str) -> None:
+    """Write only lines of at least this level to descriptor 2; the file gets all of them."""
+    _output.echo_from = logger.level(level).no
+
+
 def dropped_lines() -> int:
     """Return how many lines this process could not write since its log was set up."""
-    return _output.dropped_echoes + (_output.file.dropped if _output.file else 0)
+    files = (_output.file, _output.access)
+    return _output.dropped_echoes + sum(file.dropped for file in files if file is not None)
+
+
+def access_path(log_path: Path) -> str:
+    """Return where the access log of a process lies: beside its log."""
+    return os.fspath(log_path.with_suffix(".access.log"))
+
+
+def log_access(message: str, **fields: object) -> None:
+    """Write a line to the access log, if this process has one; it looks like all others."""
+    if _output.access is None:
+        return
+    record = {
+        "time": datetime.now(UTC),
+        "level": logger.level("INFO"),
+        "message": message,
+        "extra": fields,
+        "exception": None,
+    }
+    _output.access.write_line(_output.render(cast("Record", record), _MAX_LINE_BYTES))
 
 
 def escape(text: str) -> str:
@@ -136,39 +197,75 @@ def escape(text: str) -> str:
 
 def write_if_room(fd: int, data: bytes) -> bool:
     """Write at most 4096 bytes if that needs no waiting; return whether it was done."""
-    poller = select.poll()
-    try:
-        poller.register(fd, select.POLLOUT)
-        ready = poller.poll(0)
-        if not ready or not ready[0][1] & select.POLLOUT:
-            return False
-        os.write(fd, data[:_MAX_PIPE_BYTES])
-    except OSError:
+    if sys.platform == "win32":  # no master runs there
         return False
-    return True
+    else:  # noqa: RET505 - so that a type checker knows which lines are of which system
+        poller = select.poll()
+        try:
+            poller.register(fd, select.POLLOUT)
+            ready = poller.poll(0)
+            if not ready or not ready[0][1] & select.POLLOUT:
+                return False
+            os.write(fd, data[:_MAX_PIPE_BYTES])
+        except OSError:
+            return False
+        return True
 
 
-def _line(record: Record) -> bytes:
-    stamp = record["time"].astimezone(UTC).isoformat(timespec="milliseconds")
-    head = f"{stamp} {record['level'].name:<5} {escape(record['message'])}"
+def _line(record: Record, most: int) -> bytes:
+    head = f"{_stamp(record)} {record['level'].name:<5} {escape(record['message'])}"
     fields = "".join(f" {key}={_value(value)}" for key, value in record["extra"].items())
     text = head + fields + "\n"
-    if record["exception"] is not None:
-        text += _traceback(record)
-    data = text.encode("utf-8", "backslashreplace")
-    return _cut(data, _MAX_LINE_BYTES)
+    text += "".join(f"  | {escape(line)}\n" for line in _traceback(record).splitlines())
+    data = _encodable(text).encode()
+    return data if len(data) <= most else data[: most - 5] + b" ...\n"
 
 
-def _cut(line: bytes, most: int) -> bytes:
-    return line if len(line) <= most else line[: most - 5] + b" ...\n"
+def _json_line(record: Record, most: int) -> bytes:
+    """Return a record as one JSON object; texts are shortened until it fits."""
+    trace = _traceback(record)
+    data = b""
+    for length in _JSON_TEXTS:
+        value = {
+            "time": _stamp(record),
+            "level": record["level"].name,
+            "message": _shortened(record["message"], length),
+            "fields": {key: _plain(one, length) for key, one in record["extra"].items()},
+        }
+        if trace:  # its end says what went wrong
+            value["traceback"] = _encodable(trace[-length:])
+        text = orjson.dumps(value).decode().translate(_CONTROL_JSON)
+        data = text.encode() + b"\n"
+        if len(data) <= most:
+            return data
+    raise ValueError(f"{len(data)} bytes are too long, with {len(record['extra'])} fields")
+
+
+def _plain(value: object, length: int) -> Any:  # noqa: ANN401 - JSON
+    if value is None or isinstance(value, bool | float):
+        return value
+    if isinstance(value, int) and abs(value) < 1 << 53:  # what every reader of JSON can hold
+        return value
+    return _shortened(str(value), length)
+
+
+def _shortened(text: str, length: int) -> str:
+    return _encodable(text if len(text) <= length else f"{text[: length - 3]}...")
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _stamp(record: Record) -> str:
+    return record["time"].astimezone(UTC).isoformat(timespec="milliseconds")
 
 
 def _traceback(record: Record) -> str:
     error = record["exception"]
     if error is None or error.type is None:
         return ""
-    parts = traceback.format_exception(error.type, error.value, error.traceback)
-    return "".join(f"  | {escape(line)}\n" for line in "".join(parts).splitlines())
+    return "".join(traceback.format_exception(error.type, error.value, error.traceback))
 
 
 def _value(value: object) -> str:
@@ -183,7 +280,7 @@ def _value(value: object) -> str:
 class _RotatedFile:
     """A log file that never grows past its size and never raises."""
 
-    def __init__(self, path: Path, max_bytes: int, files: int) -> None:
+    def __init__(self, path: Path | str, max_bytes: int, files: int) -> None:
         self.dropped = 0
         # A text and calls of os: each function of pathlib that a worker runs through costs
         # it three or four pages of memory of its own.
@@ -238,8 +335,10 @@ class _RotatedFile:
     def _open(self) -> None:
         # O_NOFOLLOW: nobody who can write to the folder chooses another file for us.
         # O_NONBLOCK: a FIFO in our place must not stop us; it is refused below.
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(self._path, flags | os.O_NONBLOCK, 0o600)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        if sys.platform != "win32":
+            flags |= os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        fd = os.open(self._path, flags, 0o600)
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
             raise OSError(f"{self._path} is not a regular file")

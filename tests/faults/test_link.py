@@ -183,7 +183,7 @@ def test_an_unreachable_server_is_found_when_it_is_back(pair: TunnelPair) -> Non
     pair.relay.refuse()
     pair.relay.reset()
     wait_until(lambda: not pair.client.link_up(pair.port), 5)
-    wait_until(lambda: "refused" in pair.client.log_text(f"tunnel-{pair.port}.log"), 5)
+    wait_until(lambda: "refuses the" in pair.client.log_text(f"tunnel-{pair.port}.log"), 5)
     pair.relay.heal()
 
     assert seconds_until_echo(pair.port) < BACK_SECONDS

@@ -109,11 +109,17 @@ def test_frames_of_a_stream_are_in_order_and_without_gap(sizes, budget_units):
 # ------------------------------------------------- buffers that were not written yet
 
 
-def test_a_ring_that_grows_leaves_the_buffers_handed_out_alone():
+def pair_at_rest(visitors):
+    """A pair whose visitors were all answered, and the visits."""
     pair = SessionPair()
-    visit, other = pair.must_open(), pair.must_open()
+    visits = [pair.must_open() for _ in range(visitors)]
     pair.make_willing()
     pair.settle()
+    return pair, visits
+
+
+def test_a_ring_that_grows_leaves_the_buffers_handed_out_alone():
+    pair, (visit, other) = pair_at_rest(2)
     visit.visitor.write(65_536)
     visit.visitor.read()
     pair.server.write(100)
@@ -134,10 +140,7 @@ def test_a_ring_that_grows_leaves_the_buffers_handed_out_alone():
 
 
 def test_a_reset_that_comes_meanwhile_leaves_the_buffers_handed_out_alone():
-    pair = SessionPair()
-    visit, other = pair.must_open(), pair.must_open()
-    pair.make_willing()
-    pair.settle()
+    pair, (visit, other) = pair_at_rest(2)
     visit.visitor.write(65_536)
     visit.visitor.read()
     pair.server.write(100)
@@ -162,10 +165,7 @@ def test_a_reset_that_comes_meanwhile_leaves_the_buffers_handed_out_alone():
 @given(st.integers(1, 65_536), st.integers(1, 3))
 def test_a_ring_is_used_again_only_where_all_was_written(first, streams):
     """The peer delivers the first half of a batch while the other half waits."""
-    pair = SessionPair()
-    visits = [pair.must_open() for _ in range(streams + 1)]
-    pair.make_willing()
-    pair.settle()
+    pair, visits = pair_at_rest(streams + 1)
     for visit in visits:
         visit.visitor.write(first)
         visit.visitor.read()
@@ -179,18 +179,39 @@ def test_a_ring_is_used_again_only_where_all_was_written(first, streams):
     assert not visits[0].visitor.holds_ring
 
     visits[0].visitor.write(100_000)
-    while visits[0].visitor.read() > 0:  # takes the warm ring again
+    while visits[0].visitor.read() > 0:  # takes another ring, or the warm one
         pass
     pair.check()
     pair.settle()
     pair.check_complete()
 
 
+@given(st.integers(2, 5), st.integers(1, 65_536), st.integers(0, 400_000), st.data())
+def test_a_peer_that_lies_about_what_came_changes_no_buffer(streams, first, written, data):
+    """It acknowledges what was handed out, and a part of that is not written yet."""
+    pair, visits = pair_at_rest(streams)
+    for visit in visits:
+        visit.visitor.write(first)
+        visit.visitor.read()
+    pair.server.write(min(written, streams * (16 + first) - 1))
+    liars = data.draw(st.lists(st.sampled_from(visits), min_size=1, unique=True))
+    for visit in liars:
+        lie = make.credit(visit.visitor.stream.id, first, MANY)
+        pair.server.session.receive(memoryview(lie), len(lie))
+        assert not visit.visitor.holds_ring
+    for visit in visits:
+        visit.visitor.write(100_000)
+        while visit.visitor.read() > 0:
+            pass
+    pair.server.check()
+    pair.server.write()  # compares what is written with what was handed out
+    pair.server.write()
+    pair.server.check()
+    assert not pair.server.session.sender.retired
+
+
 def test_a_local_reset_keeps_its_ring_until_the_last_buffer_is_written():
-    pair = SessionPair()
-    visit, other = pair.must_open(), pair.must_open()
-    pair.make_willing()
-    pair.settle()
+    pair, (visit, other) = pair_at_rest(2)
     visit.visitor.write(1000)
     visit.visitor.read()
     old = visit.visitor.ring
@@ -209,10 +230,7 @@ def test_a_local_reset_keeps_its_ring_until_the_last_buffer_is_written():
 
 
 def test_control_frames_overtake_data():
-    pair = SessionPair()
-    visit = pair.must_open()
-    pair.make_willing()
-    pair.settle()
+    pair, (visit,) = pair_at_rest(1)
     visit.visitor.write(500_000)
     visit.visitor.read()
     pair.server.session.receive(memoryview(make.ping(77)), 16)

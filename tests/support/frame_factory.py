@@ -9,7 +9,6 @@ from tunneltcp.protocol.frames import (
     HEADER,
     HEADER_BYTES,
     ID_MASK,
-    SIZE_MASK,
     SIZE_SHIFT,
     TYPE_SHIFT,
     FrameType,
@@ -57,7 +56,7 @@ def split_frames(wire: Buffer | Iterable[Buffer]) -> list[Frame]:
     position = 0
     while position < len(whole):
         word, value = HEADER.unpack_from(whole, position)
-        size = word >> SIZE_SHIFT & SIZE_MASK
+        size = word >> SIZE_SHIFT & 0xFFFFF
         position += HEADER_BYTES
         assert position + size <= len(whole), "the last frame is cut"
         payload = whole[position : position + size]

@@ -10,6 +10,7 @@ import os
 import pwd
 import socket
 import sys
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "NotAllowed",
     "NotRunning",
+    "Refused",
     "ask",
     "ask_all",
     "fail",
@@ -45,6 +47,14 @@ class NotRunning(TunnelError):
 
 class NotAllowed(TunnelError):
     """There may be a master, and only its owner and root may ask it."""
+
+
+class Refused(TunnelError):
+    """The master answered that it does not do that; ``answer`` is all it said."""
+
+    def __init__(self, answer: dict[str, Any]) -> None:
+        self.answer = answer
+        super().__init__(str(answer["error"]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,12 +147,15 @@ def _is_mine(folder: Path) -> bool:
     return False
 
 
-def ask(run_folder: Path, request: dict[str, Any]) -> dict[str, Any]:
-    """Ask the master in a run folder.
+def ask(
+    run_folder: Path, request: dict[str, Any], seconds: float = _ANSWER_SECONDS
+) -> dict[str, Any]:
+    """Ask the master in a run folder; ``seconds`` bounds all of it.
 
     Raises:
         NotRunning: If there is none.
         NotAllowed: If we may not ask it.
+        Refused: If it answers with an error.
         TunnelError: If it does not answer properly.
     """
     path = run_folder.absolute() / CONTROL_SOCKET
@@ -151,10 +164,11 @@ def ask(run_folder: Path, request: dict[str, Any]) -> dict[str, Any]:
             socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection,
             short_address(path) as address,
         ):
-            connection.settimeout(_ANSWER_SECONDS)
+            deadline = time.monotonic() + seconds
+            connection.settimeout(seconds)
             connection.connect(address)
             connection.sendall(encode_frame(request))
-            return _receive(connection)
+            return _receive(connection, deadline)
     except PermissionError as error:
         raise _not_allowed(run_folder) from error
     except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError) as error:
@@ -165,15 +179,19 @@ def ask(run_folder: Path, request: dict[str, Any]) -> dict[str, Any]:
         raise TunnelError(f"the master in {run_folder} does not answer: {error}") from error
 
 
-def _receive(connection: socket.socket) -> dict[str, Any]:
+def _receive(connection: socket.socket, deadline: float) -> dict[str, Any]:
     decoder = FrameDecoder()
     while True:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        connection.settimeout(left)
         data = connection.recv(1 << 16)
         if not data:
             raise ConnectionResetError
         for answer in decoder.feed(data):
             if "error" in answer:
-                raise ControlChannelError(str(answer["error"]))
+                raise Refused(answer)
             return answer
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Final
 
 import click
 
 from tunneltcp import __version__
+from tunneltcp.cli.elsewhere import PORTABLE, linux_only
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,10 +19,29 @@ __all__ = ["main"]
 _COMMANDS: Final[Mapping[str, str]] = {
     "server": "run",
     "client": "run",
+    "check": "check",
+    "expose": "expose",
     "status": "status",
+    "who": "who",
+    "logs": "logs",
+    "restart": "operate",
+    "stop": "operate",
+    "start": "operate",
+    "kick": "operate",
+    "reload": "operate",
+    "completion": "completion",
+    "service": "service",
 }
 """Each command and the module of this package that has it, as ``NAME_command``; in the order
 in which a newcomer needs them. Imported when used: asking needs no worker."""
+
+
+_SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
+    "Run tunnels": ("server", "client", "expose", "check", "service"),
+    "See what goes on": ("status", "who", "logs"),
+    "Act on what runs": ("restart", "stop", "start", "kick", "reload"),
+}
+"""What stands together in the help; what is not here stands behind it."""
 
 
 class _Commands(click.Group):
@@ -36,9 +57,35 @@ class _Commands(click.Group):
         del ctx
         if cmd_name not in _COMMANDS:
             return None
+        if sys.platform != "linux" and cmd_name not in PORTABLE:
+            return linux_only(cmd_name)
         module = importlib.import_module(f"tunneltcp.cli.{_COMMANDS[cmd_name]}")
         command: click.Command = getattr(module, f"{cmd_name}_command")
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that is called; suggest one if there is none of that name."""
+        if args and not args[0].startswith("-") and args[0] not in _COMMANDS:
+            import difflib  # only for who mistypes
+
+            close = difflib.get_close_matches(args[0], _COMMANDS, n=1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            raise click.UsageError(f"No such command {args[0]!r}.{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands in sections."""
+        known = [name for names in _SECTIONS.values() for name in names]
+        rest = tuple(name for name in _COMMANDS if name not in known)
+        for title, names in {**_SECTIONS, "More": rest}.items():
+            commands = [(n, self.get_command(ctx, n)) for n in names if n in _COMMANDS]
+            width = formatter.width - 14  # an indent, the longest name, a gap
+            rows = [(n, c.get_short_help_str(width)) for n, c in commands if c is not None]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -3,29 +3,43 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
+from setproctitle import setproctitle
 
 from tunneltcp import __version__
-from tunneltcp.config.load import load_config
+from tunneltcp.cli.announce import announce
+from tunneltcp.cli.pause import pause
+from tunneltcp.config.fields import JsonObject
+from tunneltcp.config.load import build_config, load_config
 from tunneltcp.control.context import Role
 from tunneltcp.errors import ConfigError, ExitCode, MasterRunning
-from tunneltcp.log import write_if_room
 from tunneltcp.master.folders import find_folders, instance_problem
 from tunneltcp.master.master import Master
-from tunneltcp.master.process import ProcessState
 from tunneltcp.protocol.preface import port_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tunneltcp.config.model import Config, LogFormat
 
 __all__ = ["client_command", "folder_options", "main", "run_master", "server_command"]
 
+SUPERVISORD_SECONDS: Final = 5.0
+"""How long a master that cannot start still lives under supervisord. That one gives up for
+good on a program that leaves too early too often, but starts one that lived longer than
+``startsecs`` (1 s by default) again for ever, and so finds a config that was mended."""
+
 _FILE = click.Path(path_type=Path, readable=False)
+
+_PORTS: Final = re.compile(r"[0-9][0-9, -]*")
+"""What is a list of ports and not the name of a file ("./60001" is one)."""
 
 
 def folder_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -35,6 +49,11 @@ def folder_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--state-dir", type=_FILE, help="Folder for what must outlive it."),
         click.option("--run-dir", type=_FILE, help="Folder for its socket and pid; private."),
         click.option("--log-dir", type=_FILE, help="Folder for its log files."),
+        click.option(
+            "--log-format",
+            type=click.Choice(["text", "json"]),
+            help="How log lines look; overrules the config.",
+        ),
     ):
         command = option(command)
     return command
@@ -62,11 +81,15 @@ def main(role: str, file: Path | None, **options: Any) -> None:  # noqa: ANN401 
 
 
 @click.command("server")
-@click.argument("file", required=False, type=_FILE)
+@click.argument("file", required=False, type=_FILE, metavar="[FILE | PORTS]")
 @bind_option
 @folder_options
 def server_command(file: Path | None, **options: Any) -> None:  # noqa: ANN401 - click's
-    """Run the server's side (config: FILE, or /etc/tunneltcp/INSTANCE.json)."""
+    """Run the server's side: it opens the public ports.
+
+    FILE is the config, /etc/tunneltcp/INSTANCE.json if there is none; or say only which
+    PORTS to open, such as 60001, 60001-60003 or 60001,60007.
+    """
     run_master(Role.SERVER, file, **options)
 
 
@@ -75,7 +98,10 @@ def server_command(file: Path | None, **options: Any) -> None:  # noqa: ANN401 -
 @server_option
 @folder_options
 def client_command(file: Path | None, **options: Any) -> None:  # noqa: ANN401 - click's
-    """Run the client's side (config: FILE, or /etc/tunneltcp/INSTANCE.json)."""
+    """Run the client's side: it leads to your apps.
+
+    FILE is the config, /etc/tunneltcp/INSTANCE.json if there is none.
+    """
     run_master(Role.CLIENT, file, **options)
 
 
@@ -89,18 +115,20 @@ def run_master(
     state_dir: Path | None = None,
     run_dir: Path | None = None,
     log_dir: Path | None = None,
+    log_format: LogFormat | None = None,
 ) -> NoReturn:
     """Load the config, run the master, and leave with its exit code."""
     # Here and not above: "tunneltcp status" needs no worker. Before the first fork, so that
     # all workers share it.
-    from tunneltcp.workers import run_worker, warm_up
+    from tunneltcp.workers.run import run_worker
+    from tunneltcp.workers.warm import warm_up
 
     instance = role.value if instance is None else instance
     try:
         if problem := _option_problem(role, instance, server, bind):
             raise ConfigError([problem])
-        path = file or Path(f"/etc/tunneltcp/{instance}.json")
-        config = load_config(path, role.value, server=server, bind=bind)
+        load, file = _config_source(role, file, instance, server, bind, log_format)
+        config = load()
         folders = find_folders(instance, state=state_dir, run=run_dir, log=log_dir)
         master = Master(
             config,
@@ -110,9 +138,11 @@ def run_master(
             worker_main=run_worker,
             warm_up=warm_up,
             port_keys=port_keys,
-            announce=announce,
+            announce=lambda master: announce(master, file),
+            load_again=load if file else None,
             log_to_stderr=True,
         )
+        setproctitle(f"tunneltcp {role.value}: master ({instance})")
         code = master.run()
     except ConfigError as error:
         _fail(ExitCode.USAGE, *error.problems)
@@ -121,6 +151,28 @@ def run_master(
     except OSError as error:
         _fail(ExitCode.CRASH, str(error))
     sys.exit(code)
+
+
+def _config_of_ports(ports: str, bind: tuple[str, ...], log_format: LogFormat | None) -> Config:
+    config = build_config(JsonObject([("ports", ports)]), "server", bind=bind)
+    return config if log_format is None else replace(config, log_format=log_format)
+
+
+def _config_source(
+    role: Role,
+    file: Path | None,
+    instance: str,
+    server: str | None,
+    bind: tuple[str, ...],
+    log_format: LogFormat | None,
+) -> tuple[Callable[[], Config], Path | None]:
+    """Return what makes the config, and the file it comes from; None for a list of ports."""
+    if role is Role.SERVER and file is not None and _PORTS.fullmatch(str(file)):
+        return partial(_config_of_ports, str(file), bind, log_format), None
+    path = file or Path(f"/etc/tunneltcp/{instance}.json")
+    return partial(
+        load_config, path, role.value, server=server, bind=bind, log_format=log_format
+    ), path
 
 
 def _option_problem(
@@ -136,45 +188,11 @@ def _option_problem(
 def _fail(code: int, *problems: str) -> NoReturn:
     for problem in problems:
         print(f"tunneltcp: {problem}", file=sys.stderr)
+    if "SUPERVISOR_ENABLED" in os.environ and not os.isatty(2):
+        pause(SUPERVISORD_SECONDS)
     sys.exit(code)
 
 
 def port_keys(port: int) -> tuple[bytes, ...]:
     """Return the keys that are good for a port: until tokens land, that of an empty one."""
     return (port_key("", port),)
-
-
-def announce(master: Master) -> None:
-    """Say on standard output what runs; never wait for whoever reads it."""
-    lines = _announcement(master)
-    text = "\n".join(lines) if os.isatty(1) else lines[0]
-    write_if_room(1, f"{text}\n".encode())
-
-
-def _announcement(master: Master) -> list[str]:
-    running = [t for t in master.tunnels if t.life.state is ProcessState.RUNNING]
-    waiting = len(master.tunnels) - len(running)
-    ports = _ranges([tunnel.config.remote_port for tunnel in running])
-    role = master.role.value
-    where = ", ".join(master.config.bind) if master.role is Role.SERVER else ""
-    what = f"listening on {where} port" if where else f"linking to {master.config.server} port"
-    first = f"tunneltcp {role} ready: {what} {ports or 'none'}"
-    if waiting:
-        first += f" ({waiting} waiting, see status)"
-    return [
-        first,
-        f"  logs   {master.folders.log}",
-        f"  state  {master.folders.state}",
-        f"  next   tunneltcp status --instance {master.instance}",
-    ]
-
-
-def _ranges(ports: list[int]) -> str:
-    """Return sorted ports with runs shortened: 60001-60003, 60007."""
-    runs: list[list[int]] = []
-    for port in sorted(ports):
-        if runs and port == runs[-1][1] + 1:
-            runs[-1][1] = port
-        else:
-            runs.append([port, port])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)

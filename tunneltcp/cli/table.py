@@ -1,19 +1,25 @@
-"""The status as a table for people: the only module that imports rich."""
+"""Tables for people: the status, the visitors; the only module that imports rich."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from tunneltcp.log import escape
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-__all__ = ["print_tables"]
+    from rich.console import RenderableType
+
+    Answers = Sequence[dict[str, Any]]
+
+__all__ = ["print_tables", "print_visitors", "watch_tables"]
 
 _STYLES = {"running": "green", "starting": "yellow", "backoff": "yellow", "fatal": "bold red"}
 
@@ -23,18 +29,85 @@ _WIDE_COLUMNS: Final = 110
 _PIPE_COLUMNS: Final = 200
 
 
-def print_tables(answers: Sequence[dict[str, Any]]) -> None:
+def print_tables(answers: Answers) -> None:
     """Print one table for each master."""
+    console = _console()
+    console.print(*_tables(answers, console.width), sep="\n")
+
+
+def watch_tables(
+    look: Callable[[], tuple[Answers, list[str]]], rest: Callable[[], bool]
+) -> None:
+    """Show the tables on the whole terminal, again after each rest, until that is False.
+
+    Args:
+        look: Returns what the masters answered, and what kept others from it.
+        rest: Waits for a while.
+    """
+    console = Console(highlight=False)
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        going_on = True
+        while going_on:
+            answers, problems = look()
+            now = datetime.now(UTC).strftime("%H:%M:%S")
+            lines: list[RenderableType] = [Text(f"{now}Z, Ctrl-C ends this", "dim")]
+            lines += [Text(problem, "red") for problem in problems]
+            lines += _tables(answers, console.width)
+            live.update(Group(*lines), refresh=True)
+            going_on = rest()
+
+
+def print_visitors(visitors: Answers) -> None:
+    """Print the visitors of a tunnel."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    left = ("address", "waits for")
+    for name in ("id", "address", "since", "in", "out", "in/s", "out/s", "waits for"):
+        table.add_column(name, justify="left" if name in left else "right", no_wrap=True)
+    for one in visitors:
+        cells = [
+            str(one["id"]),
+            escape(one["address"]),
+            _duration(one["since"]),
+            _bytes(one["bytes_in"]),
+            _bytes(one["bytes_out"]),
+            _bytes(one["rate_in"]),
+            _bytes(one["rate_out"]),
+            one["waits_for"] or "",
+        ]
+        table.add_row(*map(Text, cells))
+    _console().print(table)
+
+
+def _console() -> Console:
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=_PIPE_COLUMNS)  # nobody there to wrap for
+    return console
+
+
+def _tables(answers: Answers, columns: int) -> list[RenderableType]:
+    found: list[RenderableType] = []
     for answer in answers:
         who = f"{answer['role']} {answer['instance']}, process {answer['pid']}"
-        console.print(Text(f"{who}, since {answer['since'][:19]}Z", "bold"))
-        console.print(_table(answer["tunnels"], wide=console.width >= _WIDE_COLUMNS))
-        for tunnel in answer["tunnels"]:
-            if tunnel["reason"] and tunnel["state"] != "running":
-                console.print(Text(f"{tunnel['port']}: {escape(tunnel['reason'])}", "yellow"))
+        found.append(Text(f"{who}, since {answer['since'][:19]}Z", "bold"))
+        found.append(_table(answer["tunnels"], wide=columns >= _WIDE_COLUMNS))
+        found += [
+            Text(f"{tunnel['port']}: {escape(tunnel['reason'])}", "yellow")
+            for tunnel in answer["tunnels"]
+            if tunnel["reason"]
+        ]
+    return found
+
+
+def _duration(since: str) -> str:
+    """Return how long ago that was: 5 s, 3 min, 2 h 10 min, 4 d 3 h."""
+    seconds = max(0, int((datetime.now(UTC) - datetime.fromisoformat(since)).total_seconds()))
+    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
+    if days:
+        return f"{days} d {hours % 24} h"
+    if hours:
+        return f"{hours} h {minutes % 60} min"
+    return f"{minutes} min" if minutes else f"{seconds} s"
 
 
 def _table(tunnels: Sequence[dict[str, Any]], *, wide: bool) -> Table:
@@ -75,7 +148,7 @@ def _link(link: dict[str, Any]) -> tuple[str, str]:
     return ("doubted", "yellow") if link.get("doubted") else (f"up{rtt}", "green")
 
 
-def _bytes(count: int) -> str:
+def _bytes(count: float) -> str:
     value = float(count)
     for unit in ("B", "kB", "MB", "GB"):
         if value < 1000:

@@ -50,6 +50,8 @@ class JsonObject(dict[str, object]):
 
 def shown(value: object) -> str:
     """Return a foreign value as it may stand in a message: bounded, on one line."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
     text = ascii(value) if isinstance(value, str) else str(value)
     return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
 
@@ -134,12 +136,6 @@ class Fields:
         self.problem(key, f"{shown(value)} is not a whole number from {low} to {high}")
         return default
 
-    def optional_integer(self, key: str, low: int, high: int) -> int | None:
-        """Return a whole number within the limits, or None for null or nothing."""
-        if self.values.get(key) is None:
-            return None
-        return self.integer(key, low, low, high)
-
     def number(self, key: str, default: float, low: float, high: float) -> float:
         """Return a number of seconds within the limits, both included."""
         value = self.values.get(key, default)
@@ -159,9 +155,28 @@ class Fields:
         self.problem(key, problem)
         return default
 
-    def name(self, key: str, default: str) -> str:
-        """Return a name that fits on one line."""
+    def flag(self, key: str, *, default: bool) -> bool:
+        """Return true or false."""
         value = self.values.get(key, default)
+        if isinstance(value, bool):
+            return value
+        self.problem(key, f"{shown(value)} is neither true nor false")
+        return default
+
+    def choice(self, key: str, default: str, choices: Sequence[str]) -> str:
+        """Return one of a few words."""
+        value = self.values.get(key, default)
+        if isinstance(value, str) and value in choices:
+            return value
+        allowed = " or ".join(f'"{choice}"' for choice in choices)
+        self.problem(key, f"{shown(value)} is not {allowed}")
+        return default
+
+    def name(self, key: str, default: str) -> str:
+        """Return a name that fits on one line; ``default`` if there is none."""
+        if key not in self.values:
+            return default
+        value = self.values[key]
         fits = isinstance(value, str) and 1 <= len(value) <= _MAX_NAME
         if fits and isinstance(value, str) and value.isprintable() and value.strip() == value:
             return value

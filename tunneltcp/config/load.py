@@ -12,19 +12,18 @@ from __future__ import annotations
 
 import json  # orjson keeps quiet about duplicate keys
 import os
+import re
 import stat
-from typing import TYPE_CHECKING, Final, NoReturn
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from tunneltcp.config import fields
 from tunneltcp.config.model import (
     DEFAULT_BIND,
-    DEFAULT_DRAIN_SECONDS,
-    DEFAULT_HOLD_SECONDS,
-    DEFAULT_IDLE_PING_SECONDS,
-    DEFAULT_LOG_BYTES,
-    DEFAULT_LOG_FILES,
-    DEFAULT_MAX_VISITORS,
     MAX_TUNNELS,
+    PORTS,
+    TOP_SETTINGS,
+    TUNNEL_SETTINGS,
     Config,
     TunnelConfig,
 )
@@ -34,22 +33,22 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from tunneltcp.config.model import RoleName
+    from tunneltcp.config.keys import Key, RoleName, Setting
+    from tunneltcp.config.model import LogFormat
 
-__all__ = ["MAX_FILE_BYTES", "build_config", "load_config", "read_document"]
+__all__ = ["MAX_FILE_BYTES", "build_config", "load_config", "read_document", "shown_path"]
 
 MAX_FILE_BYTES: Final = 1 << 20
 """A config of 500 tunnels has 50 kB; more than 1 MiB is some other file."""
 
-_TUNNEL_KEYS: Final = (
-    "remote_port", "local_port", "local_host", "name", "link_port",
-    "hold", "idle_ping", "max_visitors",
-)  # fmt: skip
-_COMMON_KEYS: Final = (
-    "tunnels", "drain", "hold", "idle_ping", "max_visitors", "budget", "log_bytes", "log_files",
-)  # fmt: skip
-_SERVER_KEYS: Final = ("ports", "bind")
-_CLIENT_KEYS: Final = ("server",)
+_STRING_OR_CONSTANT: Final = re.compile(r'"(?:[^"\\]|\\.)*"|(-?Infinity|NaN)', re.DOTALL)
+
+_COMMON_SETTINGS: Final = tuple(one for one in TUNNEL_SETTINGS if one.key.for_all)
+"""Settings of tunnels that may stand at the top, for all of them."""
+_TOP_KEYS: Final = (*(one.key for one in (*TOP_SETTINGS, *_COMMON_SETTINGS)), PORTS)
+_TUNNEL_KEYS: Final = tuple(one.key for one in TUNNEL_SETTINGS)
+_SPECIAL: Final = ("tunnels", "server", "bind")
+"""Fields of the top that are read by functions of their own."""
 _LATER_KEYS: Final = (
     "token",
     "tls",
@@ -62,18 +61,29 @@ _LATER_KEYS: Final = (
 
 
 def load_config(
-    path: Path, role: RoleName, *, server: str | None = None, bind: Sequence[str] = ()
+    path: Path,
+    role: RoleName,
+    *,
+    server: str | None = None,
+    bind: Sequence[str] = (),
+    log_format: LogFormat | None = None,
 ) -> Config:
-    """Read the config for one role; ``server`` and ``bind`` overrule the file.
+    """Read the config for one role; ``server``, ``bind``, ``log_format`` overrule the file.
 
     Raises:
         ConfigError: With every problem found, each naming the file.
     """
     try:
-        return build_config(read_document(path), role, server=server, bind=bind)
+        config = build_config(read_document(path), role, server=server, bind=bind)
     except ConfigError as error:
-        shown = str(path) if str(path).isprintable() else ascii(str(path))
-        raise ConfigError([f"{shown}: {problem}" for problem in error.problems]) from error
+        name = shown_path(path)
+        raise ConfigError([f"{name}: {problem}" for problem in error.problems]) from error
+    return config if log_format is None else replace(config, log_format=log_format)
+
+
+def shown_path(path: Path) -> str:
+    """Return a path as it may stand in a message."""
+    return str(path) if str(path).isprintable() else ascii(str(path))
 
 
 def read_document(path: Path) -> object:
@@ -86,14 +96,17 @@ def read_document(path: Path) -> object:
     if data.startswith(b"\xef\xbb\xbf"):
         raise ConfigError(["starts with a byte order mark; save it as plain UTF-8"])
     try:
+        text = data.decode()
         return json.loads(
-            data.decode(), object_pairs_hook=fields.JsonObject, parse_constant=_refuse_constant
+            text,
+            object_pairs_hook=fields.JsonObject,
+            parse_constant=lambda name: _refuse_constant(name, text),
         )
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigError([f"line {line}: is not UTF-8 text"]) from error
+        before = data[: error.start].decode()
+        raise ConfigError([f"{_place(before)}: is not UTF-8 text"]) from error
     except json.JSONDecodeError as error:
-        place = f"line {error.lineno} column {error.colno}"
+        place = _place(error.doc[: error.pos])
         raise ConfigError([f"{place}: is not JSON: {error.msg}"]) from error
     except RecursionError as error:
         raise ConfigError(["is nested too deeply"]) from error
@@ -101,8 +114,16 @@ def read_document(path: Path) -> object:
         raise ConfigError(["holds a number that is too long"]) from error
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ConfigError([f"{name} is not JSON"])
+def _place(before: str) -> str:
+    """Return where we are in a file, in words, behind that text."""
+    return f"line {before.count(chr(10)) + 1} column {len(before) - before.rfind(chr(10))}"
+
+
+def _refuse_constant(name: str, text: str) -> NoReturn:
+    """Refuse NaN and the infinities; the parser does not say where they are."""
+    found = next((one for one in _STRING_OR_CONSTANT.finditer(text) if one[1]), None)
+    place = f"{_place(text[: found.start()])}: " if found else ""
+    raise ConfigError([f"{place}{name} is not JSON"])
 
 
 def _read_file(path: Path) -> bytes:
@@ -156,28 +177,59 @@ def build_config(
         kind = fields.kind(document)
         raise ConfigError([f"must be a list of tunnels or an object, not {kind}"])
     top = fields.Fields(document, "", [])
-    _check_keys(top, role)
+    _check_keys(top, _TOP_KEYS, role)
     config = Config(
         tunnels=_tunnels(top, role),
         server=_server(top, server) if role == "client" else "",
         bind=_bind(top, bind) if role == "server" else DEFAULT_BIND,
-        drain_seconds=top.number("drain", DEFAULT_DRAIN_SECONDS, 0, 3600),
-        budget_bytes=top.optional_integer("budget", 1 << 20, 1 << 30),
-        log_bytes=top.integer("log_bytes", DEFAULT_LOG_BYTES, 4096, 1 << 30),
-        log_files=top.integer("log_files", DEFAULT_LOG_FILES, 1, 100),
+        **{
+            one.field: _value(top, one, role, one.default)
+            for one in TOP_SETTINGS
+            if one.field not in _SPECIAL
+        },
     )
     if top.problems:
         raise ConfigError(top.problems)
     return config
 
 
-def _check_keys(top: fields.Fields, role: RoleName) -> None:
-    mine, others = (
-        (_SERVER_KEYS, _CLIENT_KEYS) if role == "server" else (_CLIENT_KEYS, _SERVER_KEYS)
-    )
-    other_role = "client" if role == "server" else "server"
-    foreign = dict.fromkeys(others, f"is for the {other_role}, and this is the {role}")
-    top.check_keys(_COMMON_KEYS + mine, foreign, _LATER_KEYS)
+def _check_keys(entry: fields.Fields, keys: Sequence[Key], role: RoleName) -> None:
+    """Report keys that are given twice, unknown, or for the other role."""
+    foreign = {
+        key.name: f"is for the {key.role}, and this is the {role}"
+        for key in keys
+        if not key.is_for(role)
+    }
+    known = [key.name for key in keys if key.is_for(role)]
+    entry.check_keys(known, foreign, _LATER_KEYS)
+
+
+def _value(entry: fields.Fields, one: Setting, role: RoleName, default: Any) -> Any:  # noqa: ANN401
+    """Return the value of a setting; what the model says of it decides how it is read."""
+    key = one.key
+    if not key.is_for(role):
+        return default
+    value: Any
+    match key.kind:
+        case "port":
+            value = entry.port(key.name, required=key.is_required(role))
+        case "seconds":
+            value = entry.number(key.name, default, key.low, key.high)
+        case "integer" if default is None and entry.values.get(key.name) is None:
+            value = None
+        case "integer":
+            value = entry.integer(key.name, default, int(key.low), int(key.high))
+        case "flag":
+            value = entry.flag(key.name, default=default)
+        case "choice":
+            value = entry.choice(key.name, default, key.choices)
+        case "host":
+            value = entry.host(key.name, default)
+        case "name":
+            value = entry.name(key.name, default)
+        case _:
+            raise AssertionError(f"{key.name}: {key.kind} has a function of its own")
+    return value
 
 
 def _server(top: fields.Fields, override: str | None) -> str:
@@ -216,82 +268,40 @@ def _tunnels(top: fields.Fields, role: RoleName) -> tuple[TunnelConfig, ...]:
     if len(entries) > MAX_TUNNELS:
         top.problem("tunnels", f"{len(entries)} are more than {MAX_TUNNELS}")
         return ()
-    defaults = _defaults(top)
-    tunnels = [
-        _tunnel(top, index, entry, role, defaults) for index, entry in enumerate(entries)
-    ]
+    common = {one.field: _value(top, one, role, one.default) for one in _COMMON_SETTINGS}
+    tunnels = [_tunnel(top, index, entry, role, common) for index, entry in enumerate(entries)]
     _check_unique(top, tunnels)
     if role == "server":
         known = {tunnel.remote_port for tunnel in tunnels}
-        ports = [port for port in fields.port_list(top, "ports") if port not in known]
-        tunnels += [_with_defaults(port, defaults) for port in ports]
+        ports = [port for port in fields.port_list(top, PORTS.name) if port not in known]
+        tunnels += [_named(TunnelConfig(remote_port=port, **common)) for port in ports]
     if len(tunnels) > MAX_TUNNELS:
-        top.problem("ports", f"makes {len(tunnels)} tunnels; {MAX_TUNNELS} is the limit")
+        top.problem(PORTS.name, f"makes {len(tunnels)} tunnels; {MAX_TUNNELS} is the limit")
     if not tunnels and not top.problems:
         top.problem("tunnels", "there are none")
     return tuple(tunnels)
 
 
-def _defaults(top: fields.Fields) -> TunnelConfig:
-    """Return what a tunnel has if it does not say: the top level's settings."""
-    return _settings(
-        top,
-        TunnelConfig(
-            remote_port=0,
-            hold_seconds=DEFAULT_HOLD_SECONDS,
-            idle_ping_seconds=DEFAULT_IDLE_PING_SECONDS,
-            max_visitors=DEFAULT_MAX_VISITORS,
-        ),
-    )
-
-
-def _settings(
-    entry: fields.Fields,
-    defaults: TunnelConfig,
-    *,
-    remote_port: int = 0,
-    local_port: int = 0,
-    local_host: str = "localhost",
-    name: str = "",
-    link_port: int = 0,
-) -> TunnelConfig:
-    return TunnelConfig(
-        remote_port=remote_port,
-        local_port=local_port,
-        local_host=local_host,
-        name=name,
-        link_port=link_port,
-        hold_seconds=entry.number("hold", defaults.hold_seconds, 0, 3600),
-        idle_ping_seconds=entry.number("idle_ping", defaults.idle_ping_seconds, 0.5, 3600),
-        max_visitors=entry.integer("max_visitors", defaults.max_visitors, 1, 60_000),
-    )
-
-
-def _with_defaults(port: int, defaults: TunnelConfig) -> TunnelConfig:
-    nothing = fields.Fields(fields.JsonObject([]), "", [])
-    return _settings(nothing, defaults, remote_port=port, name=f"tunnel-{port}")
-
-
 def _tunnel(
-    top: fields.Fields, index: int, value: object, role: RoleName, defaults: TunnelConfig
+    top: fields.Fields, index: int, value: object, role: RoleName, common: dict[str, Any]
 ) -> TunnelConfig:
+    """Return one tunnel; ``common`` is what it has where it does not say."""
     path = f"tunnels[{index}]"
     if not isinstance(value, dict):
         top.problem(path, f"must be an object, not {fields.kind(value)}")
-        return defaults
+        return TunnelConfig(remote_port=0)
     entry = fields.Fields(value, f"{path}.", top.problems)
-    foreign = {"link_port": "is for the client, and this is the server"}
-    entry.check_keys(_TUNNEL_KEYS, foreign if role == "server" else {}, _LATER_KEYS)
-    remote_port = entry.port("remote_port", required=True)
-    return _settings(
-        entry,
-        defaults,
-        remote_port=remote_port,
-        local_port=entry.port("local_port", required=role == "client"),
-        local_host=entry.host("local_host", "localhost"),
-        name=entry.name("name", f"tunnel-{remote_port}"),
-        link_port=entry.port("link_port", required=False) if role == "client" else 0,
-    )
+    _check_keys(entry, _TUNNEL_KEYS, role)
+    values = {
+        one.field: _value(entry, one, role, common.get(one.field, one.default))
+        for one in TUNNEL_SETTINGS
+    }
+    return _named(TunnelConfig(**values))
+
+
+def _named(tunnel: TunnelConfig) -> TunnelConfig:
+    """Return the tunnel with a name."""
+    return tunnel if tunnel.name else replace(tunnel, name=f"tunnel-{tunnel.remote_port}")
 
 
 def _check_unique(top: fields.Fields, tunnels: Sequence[TunnelConfig]) -> None:

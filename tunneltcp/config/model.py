@@ -1,12 +1,15 @@
-"""The config as values: every key, its unit and its default, and nothing else.
+"""The config as values: every key with its meaning, unit, bounds and default.
 
-``load.py`` makes these from a file; nobody else makes them but tests.
+``load.py`` makes these from a file, ``docs/CONFIG.md`` is written from them by
+``scripts/docs``; nobody else makes them but tests and ``tunneltcp expose``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
+
+from tunneltcp.config.keys import Key, RoleName, Setting, described, settings
 
 __all__ = [
     "DEFAULT_BIND",
@@ -17,13 +20,16 @@ __all__ = [
     "DEFAULT_LOG_FILES",
     "DEFAULT_MAX_VISITORS",
     "MAX_TUNNELS",
+    "PORTS",
+    "TOP_SETTINGS",
+    "TUNNEL_SETTINGS",
     "Config",
+    "LogFormat",
     "RoleName",
     "TunnelConfig",
 ]
 
-RoleName = Literal["server", "client"]
-"""Which side a config is read for."""
+LogFormat = Literal["text", "json"]
 
 DEFAULT_BIND: Final = ("127.0.0.1",)
 """Loopback only, until links carry a token: whoever reaches a port could be its client."""
@@ -54,37 +60,216 @@ MAX_TUNNELS: Final = 500
 class TunnelConfig:
     """One configured forwarding."""
 
-    remote_port: int
-    """The public port on the server."""
-    local_port: int = 0
-    """Port of the target, seen from the client. 0 on a server that was not told."""
-    local_host: str = "localhost"
-    """Host of the target, seen from the client; "localhost" means both families."""
-    name: str = ""
-    """For people; "tunnel-PORT" where none is given."""
-    link_port: int = 0
-    """Port the client dials if something forwards it; 0: the public port itself."""
-    hold_seconds: float = DEFAULT_HOLD_SECONDS
-    """How long a visitor waits for the link before it is reset."""
-    idle_ping_seconds: float = DEFAULT_IDLE_PING_SECONDS
-    """Silence on an idle link after which a PING goes out."""
-    max_visitors: int = DEFAULT_MAX_VISITORS
-    """Visitors at one time; one more is reset."""
+    remote_port: int = field(
+        metadata=described(
+            "remote_port",
+            "port",
+            "The public port on the server; each only once.",
+            required="both",
+        )
+    )
+    local_port: int = field(
+        default=0,
+        metadata=described(
+            "local_port",
+            "port",
+            "The port of the target, seen from the client. A server does not need it.",
+            required="client",
+        ),
+    )
+    """0 on a server that was not told."""
+    local_host: str = field(
+        default="localhost",
+        metadata=described(
+            "local_host",
+            "host",
+            """The host of the target, seen from the client. `localhost` means both `127.0.0.1`
+            and `::1`. A server does not need it.""",
+        ),
+    )
+    name: str = field(
+        default="",
+        metadata=described(
+            "name",
+            "name",
+            "For people, in tables and process lists; each only once.",
+            default="`tunnel-PORT`",
+        ),
+    )
+    link_port: int = field(
+        default=0,
+        metadata=described(
+            "link_port",
+            "port",
+            "The port that the client dials, if something forwards it.",
+            role="client",
+            default="the `remote_port`",
+        ),
+    )
+    """0: the public port itself."""
+    hold_seconds: float = field(
+        default=DEFAULT_HOLD_SECONDS,
+        metadata=described(
+            "hold",
+            "seconds",
+            """How long a visitor who comes while there is no link waits for it, before it is
+            reset. Matters on the server.""",
+            low=0,
+            high=3600,
+            for_all=True,
+        ),
+    )
+    idle_ping_seconds: float = field(
+        default=DEFAULT_IDLE_PING_SECONDS,
+        metadata=described(
+            "idle_ping",
+            "seconds",
+            """Silence on an idle link after which a life sign goes out; a dead link is noticed
+            after about twice this. 30 suits lines that are paid by the byte.""",
+            low=0.5,
+            high=3600,
+            for_all=True,
+        ),
+    )
+    max_visitors: int = field(
+        default=DEFAULT_MAX_VISITORS,
+        metadata=described(
+            "max_visitors",
+            "integer",
+            "Visitors at one time; one more is reset.",
+            low=1,
+            high=60_000,
+            unit="visitors",
+            for_all=True,
+        ),
+    )
+    access_log: bool = field(
+        default=False,
+        metadata=described(
+            "access_log",
+            "flag",
+            """Whether each visitor gets a line in `tunnel-PORT.access.log` at its end: address,
+            duration, bytes each way, how it ended.""",
+            for_all=True,
+        ),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Everything one master needs to know."""
 
-    tunnels: tuple[TunnelConfig, ...]
+    tunnels: tuple[TunnelConfig, ...] = field(
+        metadata=described(
+            "tunnels",
+            "tunnels",
+            f"""The tunnels, as objects with the keys below; at most {MAX_TUNNELS}. A file that
+            is a bare list is this list.""",
+            required="client",
+        )
+    )
     """In the order of the file; public ports are unique."""
-    server: str = ""
-    """Host the client dials. Empty on a server."""
-    bind: tuple[str, ...] = DEFAULT_BIND
-    """Addresses of the public ports: IPv4 and IPv6 literals. Unused on a client."""
-    drain_seconds: float = DEFAULT_DRAIN_SECONDS
-    """How long running visitors may go on after TERM."""
-    budget_bytes: int | None = None
-    """Memory for the rings of each tunnel; None: the master computes it."""
-    log_bytes: int = DEFAULT_LOG_BYTES
-    log_files: int = DEFAULT_LOG_FILES
+    server: str = field(
+        default="",
+        metadata=described(
+            "server",
+            "host",
+            "Whom the client dials. `--server` overrules it.",
+            role="client",
+            required="client",
+        ),
+    )
+    """Empty on a server."""
+    bind: tuple[str, ...] = field(
+        default=DEFAULT_BIND,
+        metadata=described(
+            "bind",
+            "addresses",
+            """Where the public ports are open: IP addresses, `localhost` (both families) or `*`
+            (everywhere). Whoever reaches a port can visit the app, and could claim the tunnel:
+            this version has no tokens yet. `--bind` overrules it.""",
+            role="server",
+            default='`"127.0.0.1"`',
+        ),
+    )
+    """IPv4 and IPv6 literals. Unused on a client."""
+    drain_seconds: float = field(
+        default=DEFAULT_DRAIN_SECONDS,
+        metadata=described(
+            "drain",
+            "seconds",
+            "How long visitors that are there may go on after TERM.",
+            low=0,
+            high=3600,
+        ),
+    )
+    budget_bytes: int | None = field(
+        default=None,
+        metadata=described(
+            "budget",
+            "integer",
+            "The most that the buffers of one tunnel may hold on this side.",
+            low=1 << 20,
+            high=1 << 30,
+            unit="bytes",
+            default="a quarter of the memory divided by the tunnels, from 4 to 64 MiB",
+        ),
+    )
+    """None: the master computes it."""
+    merge_memory: bool = field(
+        default=False,
+        metadata=described(
+            "merge_memory",
+            "flag",
+            """Let the kernel keep one copy of what is equal in the memory of a master and its
+            workers: half the memory for many tunnels. Needs Linux 6.4, and `1` in
+            `/sys/kernel/mm/ksm/run`. Somebody who sends traffic through one tunnel and times it
+            very exactly could learn whether another worker holds the same page.""",
+        ),
+    )
+    log_bytes: int = field(
+        default=DEFAULT_LOG_BYTES,
+        metadata=described(
+            "log_bytes",
+            "integer",
+            "The size at which a log file is rotated.",
+            low=4096,
+            high=1 << 30,
+            unit="bytes",
+        ),
+    )
+    log_files: int = field(
+        default=DEFAULT_LOG_FILES,
+        metadata=described(
+            "log_files",
+            "integer",
+            "Files kept of each log, the current one included.",
+            low=1,
+            high=100,
+            unit="files",
+        ),
+    )
+    log_format: LogFormat = field(
+        default="text",
+        metadata=described(
+            "log_format",
+            "choice",
+            """How log lines look: for people, or one JSON object on each line. `--log-format`
+            overrules it.""",
+            choices=("text", "json"),
+        ),
+    )
+
+
+PORTS: Final = Key(
+    name="ports",
+    kind="ports",
+    meaning='Further tunnels that have nothing but a public port: `"60001-60010"`, '
+    '`"60001,60005"`, a number, or a list of such.',
+    role="server",
+    default="none",
+)
+"""Has no field: what it says becomes tunnels."""
+
+TOP_SETTINGS: Final[tuple[Setting, ...]] = settings(Config)
+TUNNEL_SETTINGS: Final[tuple[Setting, ...]] = settings(TunnelConfig)

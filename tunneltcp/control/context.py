@@ -62,6 +62,10 @@ class WorkerContext:
     """Size at which a log file is rotated."""
     log_files: int
     """Files kept, the current one included."""
+    log_json: bool = False
+    """Whether log lines are JSON objects."""
+    access_log: bool = False
+    """Whether each visitor gets a line in the log at its end."""
     listener_fds: tuple[int, ...]
     """Listening sockets of the public port; empty on a client."""
     channel_fd: int

@@ -58,9 +58,14 @@ class ControlSocket:
     """Answers requests on a socket in the run folder."""
 
     def __init__(
-        self, loop: Loop, path: Path, answer: Callable[[dict[str, Any]], dict[str, Any]]
+        self,
+        loop: Loop,
+        path: Path,
+        answer: Callable[[dict[str, Any], Callable[[dict[str, Any]], None]], None],
     ) -> None:
-        """Bind it; what an instance before us left there is removed (we hold its lock).
+        """Bind it; ``answer`` gets each request and what to call, once, with its answer.
+
+        What an instance before us left there is removed (we hold its lock).
 
         Raises:
             OSError: If there can be no socket at that place.
@@ -111,18 +116,12 @@ class ControlSocket:
             connection.close()
             return
         self._connections.add(
-            _Connection(self._loop, connection, self._reply, self._connections.discard)
+            _Connection(self._loop, connection, self._answer, self._connections.discard)
         )
 
     def _resume(self) -> None:
         if self._listener.fileno() >= 0:
             self._loop.register(self._listener.fileno(), READ, self._on_readable)
-
-    def _reply(self, request: dict[str, Any]) -> bytes:
-        try:
-            return encode_frame(self._answer(request))
-        except ControlChannelError as error:
-            return encode_frame({"error": str(error)})
 
     def _complain(self, text: str, detail: object) -> None:
         if self._throttle.admit(text, self._loop.now) is not None:
@@ -141,12 +140,13 @@ class _Connection:
         self,
         loop: Loop,
         connection: socket.socket,
-        reply: Callable[[dict[str, Any]], bytes],
+        answer: Callable[[dict[str, Any], Callable[[dict[str, Any]], None]], None],
         closed: Callable[[_Connection], None],
     ) -> None:
         self._loop = loop
         self._socket = connection
-        self._reply = reply
+        self._answer = answer
+        self._is_asking = False
         self._closed = closed
         self._decoder = FrameDecoder()
         self._output = bytearray()
@@ -179,11 +179,24 @@ class _Connection:
             self.close()
             return
         for request in self._decoder.feed(data):
-            if self._output:  # one at a time: answers must not pile up
+            if self._output or self._is_asking:  # one at a time: answers must not pile up
                 raise ControlChannelError("asked again before the answer was taken")
-            self._output += self._reply(request)
+            self._is_asking = True
+            self._answer(request, self._reply)
         if self._decoder.buffered_bytes > _MAX_REQUEST_BYTES:
             raise ControlChannelError("a request is too long")
+
+    def _reply(self, answer: dict[str, Any]) -> None:
+        """Take the answer, at once or later; who asked may have gone meanwhile."""
+        self._is_asking = False
+        if self._socket.fileno() < 0:
+            return
+        try:
+            self._output += encode_frame(answer)
+        except ControlChannelError as error:
+            self._output += encode_frame({"error": str(error)})
+        with suppress(OSError):  # a broken connection is closed when it is read
+            self._write()
 
     def _write(self) -> None:
         with suppress(BlockingIOError):

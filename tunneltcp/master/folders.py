@@ -13,13 +13,13 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import secrets
 import stat
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from tunneltcp.config.state import state_base
 from tunneltcp.errors import ConfigError, MasterRunning
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "Folders",
     "InstanceLock",
     "find_folders",
-    "host_id",
     "instance_problem",
     "locked_pid",
     "make_folders",
@@ -38,8 +37,6 @@ CONTROL_SOCKET: Final = "control.sock"
 """Name of the control socket in the run folder."""
 
 _LOCK_FILE: Final = "master.pid"
-_HOST_FILE: Final = "host_id"
-_HOST_ID: Final = re.compile(r"[0-9a-f]{32}")
 _INSTANCE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -67,24 +64,13 @@ def find_folders(
     log: Path | None = None,
 ) -> Folders:
     """Return the folders of an instance, without touching any; what is given wins."""
-    home = _state_base() / instance
+    home = state_base() / instance
     default_log = Path("/var/log/tunneltcp", instance) if os.geteuid() == 0 else home / "log"
     return Folders(
         state=(state or home).absolute(),
         run=(run or run_base() / instance).absolute(),
         log=(log or default_log).absolute(),
     )
-
-
-def _state_base() -> Path:
-    if os.geteuid() == 0:
-        return Path("/var/lib/tunneltcp")
-    base = os.environ.get("XDG_STATE_HOME", "")
-    if base.startswith("/"):
-        return Path(base, "tunneltcp")
-    with suppress(RuntimeError):
-        return Path.home() / ".local/state/tunneltcp"
-    raise ConfigError(["there is no home folder; give --state-dir, --run-dir and --log-dir"])
 
 
 def run_base() -> Path:
@@ -114,6 +100,10 @@ def make_folders(folders: Folders) -> None:
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
                 raise PermissionError(0, "not writable")
+        except FileExistsError:
+            problems.append(
+                f"folder {path} cannot be used: a file is there; see --{option}-dir"
+            )
         except OSError as error:
             text = (error.strerror or str(error)).lower()
             problems.append(f"folder {path} cannot be used: {text}; see --{option}-dir")
@@ -133,6 +123,15 @@ def _make_private(path: Path) -> None:
     path.mkdir(mode=0o700, exist_ok=True)
     _check_owner(path)
     path.chmod(0o700)
+    _check_contents(path)
+
+
+def _check_contents(run_folder: Path) -> None:
+    """Refuse what is in the place of our files and not ours: it would be overwritten."""
+    for name, is_ours in ((CONTROL_SOCKET, stat.S_ISSOCK), (_LOCK_FILE, stat.S_ISREG)):
+        with suppress(FileNotFoundError):
+            if not is_ours((run_folder / name).lstat().st_mode):
+                raise OSError(0, f"{name} in it is not of tunneltcp, remove it")
 
 
 def _check_owner(path: Path) -> None:
@@ -200,26 +199,3 @@ def locked_pid(run_folder: Path) -> int | None:
 def _read_pid(fd: int) -> int | None:
     text = os.pread(fd, 32, 0).strip()
     return int(text) if text.isdigit() else None
-
-
-def host_id(state_folder: Path) -> str:
-    """Return which machine this is: random, made once, kept in the state folder.
-
-    Raises:
-        OSError: If it can neither be read nor written.
-    """
-    path = state_folder / _HOST_FILE
-    with suppress(FileNotFoundError, UnicodeDecodeError):
-        known = path.read_text().strip()
-        if _HOST_ID.fullmatch(known):
-            return known
-    made = secrets.token_hex(16)
-    temporary = state_folder / f".{_HOST_FILE}.{os.getpid()}"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    try:
-        os.write(fd, f"{made}\n".encode())
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    temporary.replace(path)
-    return made

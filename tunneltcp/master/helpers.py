@@ -7,16 +7,17 @@ stand in the master's loop. A helper answers through a pipe and is killed at its
 from __future__ import annotations
 
 import os
-import socket
 from collections import deque
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
 from tunneltcp.master.spawn import MAX_ANSWER_BYTES, fork_helper
 from tunneltcp.net.loop import READ
+from tunneltcp.net.names import addresses_message, look_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,16 +25,16 @@ if TYPE_CHECKING:
     from tunneltcp.master.children import Children
     from tunneltcp.net.loop import Loop, Timer
 
-__all__ = ["HELPER_SECONDS", "Helpers", "Lookups", "look_up", "port_holder"]
+__all__ = ["HELPER_SECONDS", "Helpers", "Lookups", "port_holder"]
 
 HELPER_SECONDS: Final = 10.0
 """A resolver's own patience is 5 s for one server, two tries; then nobody answers."""
 
+_RESERVED: Final = Path("/proc/sys/net/ipv4/ip_local_reserved_ports")
+"""Ports that the kernel gives to no outgoing connection."""
+
 _MAX_RUNNING: Final = 8
 """Helpers at one time; the others wait their turn."""
-
-_MAX_ADDRESSES: Final = 64
-"""Addresses of one name that are told; a name with more is a mistake."""
 
 _MAX_WAITING: Final = 8
 """Names that one worker may ask for at one time: its server and its target, and air."""
@@ -133,7 +134,7 @@ class Lookups:
             1 for waiting in self._asking.values() for pid, _ in waiting if pid == worker_pid
         )
         if mine >= _MAX_WAITING:
-            answered(_addresses(host, port, None))
+            answered(addresses_message(host, port, None))
             return
         if host in self._asking:
             self._asking[host][key] = answered
@@ -143,38 +144,22 @@ class Lookups:
 
     def _answer(self, host: str, found: dict[str, Any] | None) -> None:
         for (_, port), answered in self._asking.pop(host).items():
-            answered(_addresses(host, port, found))
+            answered(addresses_message(host, port, found))
 
 
-def _addresses(host: str, port: int, found: dict[str, Any] | None) -> dict[str, Any]:
-    found = found or {"addresses": [], "error": "the look-up gave no answer in time"}
-    addresses = [[family, ip, port, scope] for family, ip, scope in found["addresses"]]
-    return {
-        "type": "addresses",
-        "host": host,
-        "port": port,
-        "addresses": addresses,
-        "error": found["error"],
-    }
+def port_holder(port: int) -> dict[str, object]:
+    """Return who holds a local TCP port, as far as we may know. Blocks: for a helper.
+
+    The answer is what ``advice.port_trouble`` wants, but for the port.
+    """
+    who, listens = _find_holder(port)
+    reserved = ""
+    with suppress(OSError):
+        reserved = _RESERVED.read_text().strip()
+    return {"holder": who, "listens": listens, "reserved": reserved}
 
 
-def look_up(host: str) -> dict[str, Any]:
-    """Return the addresses of a name, or why there are none. Blocks: for a helper."""
-    try:
-        found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        text = getattr(error, "strerror", None) or "not a host name"
-        return {"addresses": [], "error": str(text).lower()}
-    addresses: list[list[object]] = []
-    for family, _, _, _, address in found[:_MAX_ADDRESSES]:
-        if family in (socket.AF_INET, socket.AF_INET6):
-            scope = address[-1] if family == socket.AF_INET6 else 0
-            addresses.append([int(family), address[0], scope])
-    return {"addresses": addresses, "error": None}
-
-
-def port_holder(port: int) -> str:
-    """Return who holds a local TCP port, as far as we may know. Blocks: for a helper."""
+def _find_holder(port: int) -> tuple[str, bool]:
     import psutil  # the child has it from the monitor
 
     best = ""
@@ -183,13 +168,13 @@ def port_holder(port: int) -> str:
             continue
         who = _process_name(connection.pid)
         if connection.status == psutil.CONN_LISTEN:
-            return f"{who} listens on it"
+            return f"{who} listens on it", True
         if connection.raddr:
             there = f"{connection.raddr.ip} port {connection.raddr.port}"
             best = f"an outgoing connection of {who} to {there} holds it"
         else:
             best = best or f"{who} holds it"
-    return best
+    return best, False
 
 
 def _process_name(pid: int | None) -> str:

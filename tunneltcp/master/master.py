@@ -14,29 +14,38 @@ told to stop; then they are killed. A second TERM or INT skips the waiting.
 from __future__ import annotations
 
 import os
-import resource
 import secrets
 import signal
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 from loguru import logger
 
 from tunneltcp import __version__
+from tunneltcp.config.state import host_id
 from tunneltcp.control.context import Role, WorkerContext
-from tunneltcp.errors import ExitCode
-from tunneltcp.log import Throttle, setup_log
+from tunneltcp.errors import ConfigError, ExitCode
+from tunneltcp.log import Throttle, echo_from, setup_log
+from tunneltcp.master.changes import compare
 from tunneltcp.master.children import Children
 from tunneltcp.master.control_socket import ControlSocket
-from tunneltcp.master.folders import CONTROL_SOCKET, InstanceLock, host_id, make_folders
+from tunneltcp.master.folders import CONTROL_SOCKET, InstanceLock, make_folders
 from tunneltcp.master.helpers import Helpers, Lookups
 from tunneltcp.master.monitor import Monitor
+from tunneltcp.master.own_process import (
+    allow_merging,
+    keep_standard_open,
+    raise_descriptor_limit,
+)
 from tunneltcp.master.process import START_SECONDS, Input, ProcessState
 from tunneltcp.master.report import stamp
+from tunneltcp.master.requests import answer_request, ranges
 from tunneltcp.master.resources import computed_budget
 from tunneltcp.master.signals import SignalQueue
 from tunneltcp.master.spawn import freeze
 from tunneltcp.master.status import master_status
+from tunneltcp.master.stopped import StoppedPorts
 from tunneltcp.master.tunnel import Surroundings, Tunnel, WorkerFds
+from tunneltcp.master.tunnel_set import TunnelSet
 from tunneltcp.net.loop import Loop
 
 if TYPE_CHECKING:
@@ -75,13 +84,16 @@ class Master:
         port_keys: Callable[[int], tuple[bytes, ...]],
         warm_up: Callable[[Path], None] = lambda _path: None,
         announce: Callable[[Master], None] = lambda _master: None,
+        load_again: Callable[[], Config] | None = None,
         log_to_stderr: bool = False,
     ) -> None:
+        """Make one that has touched nothing yet; ``load_again`` reads its config anew."""
         self.config = config
         self.role = role
         self.instance = instance
         self.folders = folders
         self.tunnels: list[Tunnel] = []
+        self.tunnel_set: TunnelSet
         self.since = stamp()
         """When it started; RFC 3339."""
         self._worker_main = worker_main
@@ -89,6 +101,7 @@ class Master:
         self._warm_up = warm_up
         self._announce: Callable[[Master], None] | None = announce
         self._log_to_stderr = log_to_stderr
+        self._load_again = load_again
         self._budget = config.budget_bytes or computed_budget(len(config.tunnels))
         self._run_id = secrets.token_hex(16)
         self._host_id = ""
@@ -126,21 +139,27 @@ class Master:
 
     def _run_locked(self) -> int:
         raise_descriptor_limit()
+        # A person at a terminal is told what runs when it runs; until then only what is wrong.
+        echo_from("WARNING" if os.isatty(2) else "INFO")
         self._set_up_log()
+        if self.config.merge_memory:
+            allow_merging()
         self._host_id = host_id(self.folders.state) if self.role is Role.CLIENT else ""
         signals = SignalQueue(
             self._loop,
             {
                 signal.SIGTERM: lambda: self._handle_stop("SIGTERM"),
                 signal.SIGINT: lambda: self._handle_stop("SIGINT"),
-                signal.SIGHUP: self._handle_reload,
+                signal.SIGHUP: self._handle_hangup,
                 signal.SIGCHLD: self._handle_child,
             },
         )
         control = None
         try:
             control = ControlSocket(
-                self._loop, self.folders.run / CONTROL_SOCKET, self._handle_request
+                self._loop,
+                self.folders.run / CONTROL_SOCKET,
+                lambda request, respond: answer_request(self, request, respond),
             )
             monitor = Monitor(self._loop, self.tunnels)
             self._start()
@@ -162,25 +181,27 @@ class Master:
             children=self._children,
             helpers=self._helpers,
             lookups=Lookups(self._helpers),
-            addresses=self.config.bind if self.role is Role.SERVER else (),
+            addresses=self._addresses(),
             drain_seconds=self.config.drain_seconds,
             make_context=self._make_context,
             worker_main=self._worker_main,
             maps=self._maps,
         )
-        for config in self.config.tunnels:
-            self.tunnels.append(Tunnel(config, around))
-        for tunnel in self.tunnels:
-            tunnel.bind()  # all ports first: nobody waits for somebody else's worker
+        self.tunnel_set = TunnelSet(self.tunnels, around, StoppedPorts(self.folders.state))
+        self.tunnel_set.make(self.config.tunnels)
         logger.bind(
             role=self.role.value, instance=self.instance, pid=self._pid, version=__version__
         ).info("master started with {} tunnels", len(self.tunnels))
         self._be_warm()
         freeze()
-        self._unstarted = list(reversed(self.tunnels))
+        self._unstarted = [one for one in reversed(self.tunnels) if not one.is_stopped]
         self._loop.on_turn = self._on_turn
         self._start_some()
         self._loop.call_later(_ANNOUNCE_SECONDS, self._say_ready)
+
+    def _addresses(self) -> tuple[str, ...]:
+        """Return where public ports are bound: nowhere on a client."""
+        return self.config.bind if self.role is Role.SERVER else ()
 
     def _set_up_log(self) -> None:
         setup_log(
@@ -188,6 +209,7 @@ class Master:
             max_bytes=self.config.log_bytes,
             files=self.config.log_files,
             stderr=self._log_to_stderr,
+            as_json=self.config.log_format == "json",
         )
 
     def _be_warm(self) -> None:
@@ -220,6 +242,7 @@ class Master:
         starting = any(t.life.state is ProcessState.STARTING for t in self.tunnels)
         if self._announce is not None and not starting:
             self._say_ready()
+        self.tunnel_set.drop_removed()
         if self._stopping and all(tunnel.is_gone for tunnel in self.tunnels):
             self._done = True
 
@@ -227,6 +250,7 @@ class Master:
         announce, self._announce = self._announce, None
         if announce is not None:
             announce(self)
+            echo_from("INFO")
 
     def _make_context(self, tunnel: TunnelConfig, fds: WorkerFds) -> WorkerContext:
         port = tunnel.remote_port
@@ -249,6 +273,8 @@ class Master:
             log_path=self.folders.log / f"tunnel-{port}.log",
             log_bytes=self.config.log_bytes,
             log_files=self.config.log_files,
+            log_json=self.config.log_format == "json",
+            access_log=tunnel.access_log,
             listener_fds=fds.listeners,
             channel_fd=fds.channel,
             counters_fd=fds.counters,
@@ -265,6 +291,7 @@ class Master:
             return
         self._stopping = True
         self._unstarted.clear()
+        self.tunnel_set.forget_waiting()
         logger.info("{}: stopping, visitors have {:g} s", name, self.config.drain_seconds)
         self._helpers.close()
         limit = self.config.drain_seconds + _STOP_LIMIT_SECONDS + START_SECONDS
@@ -279,17 +306,23 @@ class Master:
         self._exit_code = ExitCode.CRASH
         self._done = True
 
-    def _handle_reload(self) -> None:
-        logger.warning("SIGHUP ignored: this version cannot reload its config; restart it")
+    def _handle_hangup(self) -> None:
+        self.reload()
 
     def _handle_child(self) -> None:
         strangers = self._children.reap()
         if strangers and self._throttle.admit("stranger", self._loop.now) is not None:
             logger.info("reaped {} processes that are not ours", strangers)
 
-    def _handle_request(self, request: dict[str, Any]) -> dict[str, Any]:
-        if request.get("op") != "status":
-            return {"error": "unknown request"}
+    # ------------------------------------------------------------- what people ask for
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether everything is on its way out."""
+        return self._stopping
+
+    def status(self) -> dict[str, Any]:
+        """Return the state of everything, as plain values."""
         return master_status(
             role=self.role,
             instance=self.instance,
@@ -299,6 +332,49 @@ class Master:
             folders=self.folders,
             tunnels=self.tunnels,
         )
+
+    def reload(self) -> dict[str, Any]:
+        """Read the config again and act on the difference; a broken one changes nothing."""
+        if self._stopping or self._load_again is None:
+            why = "it was started with ports, not with a file"
+            why = "it is stopping" if self._stopping else why
+            return self._refuse_reload([f"{why}: there is nothing to read again"])
+        try:
+            config = self._load_again()
+            changes = compare(self.config, config)
+            added = [Tunnel(tunnel, self.tunnel_set.around) for tunnel in changes.added]
+        except ConfigError as error:
+            return self._refuse_reload(list(error.problems))
+        except OSError as error:
+            return self._refuse_reload([f"out of resources: {error.strerror}"])
+        self._take_config(config)
+        self.tunnel_set.apply(changes, added)
+        answer = {
+            "added": [tunnel.remote_port for tunnel in changes.added],
+            "removed": list(changes.removed),
+            "changed": [tunnel.remote_port for tunnel in changes.changed],
+            "unchanged": len(changes.unchanged),
+        }
+        told = (f"{word} {ranges(ports)}" for word, ports in answer.items() if _some(ports))
+        logger.info("config read again: {}", "; ".join(told) or "no tunnel is concerned")
+        return answer
+
+    def _refuse_reload(self, problems: list[str]) -> dict[str, Any]:
+        for problem in problems:
+            logger.error("config not taken, all goes on as before: {}", problem)
+        return {"error": f"the config was not taken: {problems[0]}", "problems": problems}
+
+    def _take_config(self, config: Config) -> None:
+        old, self.config = self.config, config
+        self._budget = config.budget_bytes or computed_budget(len(config.tunnels))
+        self.tunnel_set.around.addresses = self._addresses()
+        self.tunnel_set.around.drain_seconds = config.drain_seconds
+        for tunnel in self.tunnels:
+            tunnel.life.drain_seconds = config.drain_seconds
+        if _log_settings(old) != _log_settings(config):
+            self._set_up_log()
+
+    # ------------------------------------------------------------------------ the end
 
     def _end_children(self) -> None:
         """Leave no process behind, whatever brought us here."""
@@ -314,15 +390,9 @@ class Master:
             self._loop.turn()
 
 
-def keep_standard_open() -> None:
-    """Have descriptors 0, 1 and 2: otherwise a socket gets their numbers and our prints."""
-    while (fd := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) <= 2:
-        os.set_inheritable(fd, True)
-    os.close(fd)
+def _some(ports: object) -> TypeGuard[list[int]]:
+    return isinstance(ports, list) and bool(ports)
 
 
-def raise_descriptor_limit() -> None:
-    """Allow ourselves, and so our workers, as many descriptors as we may have."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+def _log_settings(config: Config) -> tuple[int, int, str]:
+    return config.log_bytes, config.log_files, config.log_format

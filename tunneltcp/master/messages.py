@@ -5,12 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from tunneltcp.advice import Trouble
 from tunneltcp.errors import ControlChannelError
 
-__all__ = ["LinkChanged", "Ready", "Replace", "Resolve", "WorkerMessage", "parse_message"]
+__all__ = [
+    "Answer",
+    "LinkChanged",
+    "Ready",
+    "Replace",
+    "Resolve",
+    "TargetChanged",
+    "Warned",
+    "WorkerMessage",
+    "parse_message",
+]
 
-_MAX_TEXT: Final = 300
-"""Characters of a reason that are kept."""
+_MAX_TEXT: Final = 400
+"""Characters of a reason that are kept; our own are shorter, with a long name in them too."""
+
+_TROUBLES: Final = tuple(trouble.value for trouble in Trouble)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +45,25 @@ class LinkChanged:
     reason: str
     seconds: float | None
     """How long there had been no link before this one, or how long this one had lasted."""
+    trouble: Trouble | None = None
+    """Why an attempt to have one failed; None if none was made."""
+    detail: str = ""
+    """More about the trouble, as for ``advice.link_trouble``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetChanged:
+    """The target could not be reached, or can be again."""
+
+    reason: str
+    """A sentence; empty if all is well."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warned:
+    """It logged something that a person should see."""
+
+    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +74,16 @@ class Resolve:
     port: int
 
 
-WorkerMessage = Ready | Replace | LinkChanged | Resolve
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What it says to a question of ours."""
+
+    number: int
+    body: dict[str, Any]
+    """As it goes on to whoever asked."""
+
+
+WorkerMessage = Answer | Ready | Replace | LinkChanged | Resolve | TargetChanged | Warned
 
 
 def parse_message(message: dict[str, Any]) -> WorkerMessage:
@@ -51,26 +92,41 @@ def parse_message(message: dict[str, Any]) -> WorkerMessage:
     Raises:
         ControlChannelError: If no worker says such a thing.
     """
+    found: WorkerMessage | None = None
     match message:
         case {"type": "ready"}:
-            return Ready()
+            found = Ready()
         case {"type": "replace"}:
-            return Replace()
+            found = Replace()
         case {"type": "resolve", "host": str(host), "port": int(port)}:
             if 1 <= len(host) <= 253 and 0 <= port <= 65_535:
-                return Resolve(host=host, port=port)
+                found = Resolve(host=host, port=port)
+        case {"type": "answer", "number": int(number), "body": dict(body)}:
+            found = Answer(number=number, body=body)
         case {"type": "link", "state": "up" | "down" | "doubted" as state}:
-            return LinkChanged(
+            found = LinkChanged(
                 state=state,
                 peer=_text(message.get("peer")),
                 reason=_text(message.get("reason")),
                 seconds=_seconds(message.get("seconds")),
+                trouble=_trouble(message.get("trouble")),
+                detail=_text(message.get("detail")),
             )
-    raise ControlChannelError("it said what no worker says")
+        case {"type": "target", "reason": str(reason)}:
+            found = TargetChanged(reason=_text(reason))
+        case {"type": "warning", "text": str(text)}:
+            found = Warned(text=_text(text))
+    if found is None:
+        raise ControlChannelError("it said what no worker says")
+    return found
 
 
 def _text(value: object) -> str:
     return value[:_MAX_TEXT] if isinstance(value, str) else ""
+
+
+def _trouble(value: object) -> Trouble | None:
+    return Trouble(value) if value in _TROUBLES else None
 
 
 def _seconds(value: object) -> float | None:

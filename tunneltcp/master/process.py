@@ -170,8 +170,8 @@ class ProcessLife:
     """One worker's state, its failures so far and its deadline."""
 
     __slots__ = (
-        "_blocked", "_drain", "_drain_said", "_failures", "_jitter", "_spawned", "_spawns",
-        "_wanted", "deadline", "state",
+        "_blocked", "_drain_said", "_failures", "_jitter", "_spawned", "_spawns", "_wanted",
+        "deadline", "drain_seconds", "state",
     )  # fmt: skip
 
     def __init__(
@@ -180,7 +180,8 @@ class ProcessLife:
         self.state = ProcessState.STOPPED
         self.deadline: float | None = None
         """When TIME_UP has to be reported; monotonic seconds."""
-        self._drain = drain_seconds
+        self.drain_seconds = drain_seconds
+        """What a worker may take to see its visitors off."""
         self._jitter = jitter
         self._failures = 0
         self._blocked = 0
@@ -236,7 +237,7 @@ class ProcessLife:
         seconds = {
             _Wait.START: START_SECONDS,
             _Wait.FATAL: FATAL_SECONDS,
-            _Wait.DRAIN: self._drain + DRAIN_GRACE_SECONDS,
+            _Wait.DRAIN: self.drain_seconds + DRAIN_GRACE_SECONDS,
             _Wait.STOP: STOP_SECONDS,
             _Wait.STOP_NOW: STOP_NOW_SECONDS,
             _Wait.KILL: _KILL_AGAIN_SECONDS,

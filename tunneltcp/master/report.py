@@ -10,19 +10,26 @@ from typing import TYPE_CHECKING, Final
 
 from loguru import logger
 
+from tunneltcp.advice import link_trouble
 from tunneltcp.errors import ExitCode
 from tunneltcp.log import Throttle
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from tunneltcp.master.messages import LinkChanged
     from tunneltcp.net.loop import Loop
 
-__all__ = ["REPLACED", "LastExit", "Reporter", "describe_exit", "stamp"]
+__all__ = ["CHANGED", "REPLACED", "RESTARTED", "LastExit", "Reporter", "describe_exit", "stamp"]
 
 REPLACED: Final = "asked to be replaced"
 """Reason of an exit that is nobody's failure: TERM to a worker."""
+
+RESTARTED: Final = "was restarted by a person"
+CHANGED: Final = "got other settings"
+
+_ASKED_FOR: Final = (REPLACED, RESTARTED, CHANGED)
+"""Reasons of exits that are no failures."""
 
 _EVENTS_BURST: Final = 20
 """Lines about links and workers that come and go in 10 minutes, before they are counted."""
@@ -97,14 +104,25 @@ def _signal_name(number: int) -> str:
 class Reporter:
     """Logs what happens to one tunnel; what keeps happening, only now and then."""
 
-    def __init__(self, port: int, loop: Loop) -> None:
+    def __init__(
+        self, port: int, loop: Loop, others_up: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._port = port
         self._loop = loop
+        self._others_up = others_up
         self._log = logger.bind(tunnel=port)
+        self._link_trouble = ""
+        self._target_trouble = ""
         # Few kinds, each with a reason in it: old reasons may be forgotten.
         self._failures = Throttle(max_kinds=8)
         self._events = Throttle(burst=_EVENTS_BURST, max_kinds=8)
         self._link_up = False
         self._was_blocked = False
+
+    @property
+    def trouble(self) -> str:
+        """What keeps visitors from their target although the worker runs; empty if nothing."""
+        return self._link_trouble or self._target_trouble
 
     def blocked(self, reason: str) -> None:
         """Nothing could be started."""
@@ -125,10 +143,11 @@ class Reporter:
     def exited(self, exit_: LastExit, *, expected: bool) -> None:
         """The worker is gone."""
         self._link_up = False
+        self._link_trouble = self._target_trouble = ""
         if expected:
             self._log.info("worker stopped: {}", exit_.reason)
             return
-        if exit_.reason == REPLACED:
+        if exit_.reason in _ASKED_FOR:
             self._log.info("worker replaced: it {}", exit_.reason)
             return
         missed = self._events.admit(("exit", exit_.reason), self._loop.now)
@@ -142,6 +161,17 @@ class Reporter:
             self._log.bind(peer=change.peer).debug("link doubted")
         elif change.state == "up":
             self._link(change)
+        elif change.trouble is not None:
+            others_up = self._others_up()
+            self._link_trouble = link_trouble(
+                change.trouble,
+                change.peer,
+                self._port,
+                detail=change.detail,
+                others_up=others_up,
+            )
+            # A server of two addresses is one trouble, not two.
+            self._fail("no link: {}", self._link_trouble, (change.trouble, others_up))
         elif self._link_up:
             self._link_up = False
             if self._events.admit("lost", self._loop.now) is not None:
@@ -149,8 +179,22 @@ class Reporter:
         else:
             self._fail("no link: {}", change.reason or "no reason given")
 
+    def target(self, reason: str) -> None:
+        """The target cannot be reached, or can be again: then there is no reason."""
+        self._target_trouble = reason
+        if reason:
+            self._fail("{}", reason)
+        elif self._events.admit("target", self._loop.now) is not None:
+            self._log.info("the target answers again")
+
+    def warned(self, text: str) -> None:
+        """The worker warned of something; it keeps count of how often by itself."""
+        if self._events.admit("warned", self._loop.now) is not None:
+            self._log.warning("{}", text)
+
     def _link(self, change: LinkChanged) -> None:
         self._link_up = True
+        self._link_trouble = ""
         missed = self._events.admit("up", self._loop.now)
         if missed is None:
             return
@@ -160,8 +204,8 @@ class Reporter:
         else:
             log.info("link up again after {:.3f} s" + _times(missed), change.seconds)
 
-    def _fail(self, text: str, reason: str) -> None:
-        missed = self._failures.admit((text, reason), self._loop.now)
+    def _fail(self, text: str, reason: str, kind: object = None) -> None:
+        missed = self._failures.admit(kind or (text, reason), self._loop.now)
         if missed is not None:
             self._log.warning(text + _times(missed), reason)
 

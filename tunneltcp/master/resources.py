@@ -20,9 +20,9 @@ from tunneltcp.net.sockopt import prepare_listener
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["PortBusy", "computed_budget", "make_memory", "open_listeners"]
+__all__ = ["BACKLOG", "PortBusy", "computed_budget", "make_memory", "open_listeners"]
 
-_BACKLOG: Final = 4096
+BACKLOG: Final = 4096
 """What the kernel admits by default (somaxconn): visitors wait there for a successor."""
 
 _MAX_BUDGET: Final = 64 << 20
@@ -71,7 +71,7 @@ def _open_listener(port: int, address: str) -> int:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         prepare_listener(listener)
         listener.bind((address, port))
-        listener.listen(_BACKLOG)
+        listener.listen(BACKLOG)
         return listener.detach()
 
 

@@ -27,7 +27,7 @@ import orjson
 from loguru import logger
 
 from tunneltcp.errors import ExitCode
-from tunneltcp.log import setup_log
+from tunneltcp.log import access_path, setup_log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -37,12 +37,13 @@ if TYPE_CHECKING:
     WorkerMain = Callable[[WorkerContext], int]
     SignalMask = set[int] | set[signal.Signals]
 
-__all__ = ["MAX_ANSWER_BYTES", "fork_helper", "fork_worker", "freeze"]
+__all__ = ["MAX_ANSWER_BYTES", "fork_helper", "fork_worker", "freeze", "merge_memory"]
 
 MAX_ANSWER_BYTES: Final = 60_000
 """What a helper may answer: it has to fit into a pipe, so that it never waits there."""
 
 _PR_SET_PDEATHSIG: Final = 1
+_PR_SET_MEMORY_MERGE: Final = 67
 _RESET: Final = (signal.SIGTERM, signal.SIGCHLD)
 """What the master has a handler for, and a worker has none for at first."""
 
@@ -61,6 +62,17 @@ def freeze() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+def merge_memory() -> None:
+    """Let the kernel merge our equal pages, and those of all that is forked from now on (KSM).
+
+    Raises:
+        OSError: If this kernel cannot (before Linux 6.4, or built without it).
+    """
+    if _libc.prctl(_PR_SET_MEMORY_MERGE, 1, 0, 0, 0):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 def fork_worker(
@@ -90,6 +102,8 @@ def fork_worker(
             max_bytes=context.log_bytes,
             files=context.log_files,
             tunnel=context.port,
+            as_json=context.log_json,
+            access=access_path(context.log_path) if context.access_log else None,
         )
         code = int(worker_main(context))
     except SystemExit as error:

@@ -8,31 +8,38 @@ anew for each one.
 from __future__ import annotations
 
 import os
-import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from loguru import logger
-
-from tunneltcp.control.codec import MAX_PACKET_BYTES, decode_message, encode_message
+from tunneltcp.advice import port_trouble
 from tunneltcp.control.context import MEMORY_BYTES
-from tunneltcp.control.counters import COUNTERS_BYTES, map_counters
-from tunneltcp.errors import ControlChannelError
+from tunneltcp.control.counters import COUNTERS_BYTES, Counter, LinkState, map_counters
+from tunneltcp.master.channel import WorkerChannel
 from tunneltcp.master.helpers import port_holder
+from tunneltcp.master.listeners import Listeners
 from tunneltcp.master.messages import (
+    Answer,
     LinkChanged,
     Ready,
     Replace,
     Resolve,
+    TargetChanged,
+    Warned,
     WorkerMessage,
-    parse_message,
 )
 from tunneltcp.master.monitor import Sampler
 from tunneltcp.master.process import Action, Input, ProcessLife, ProcessState
-from tunneltcp.master.report import REPLACED, LastExit, Reporter, describe_exit
-from tunneltcp.master.resources import PortBusy, make_memory, open_listeners
+from tunneltcp.master.questions import Questions
+from tunneltcp.master.report import (
+    CHANGED,
+    REPLACED,
+    RESTARTED,
+    LastExit,
+    Reporter,
+    describe_exit,
+)
+from tunneltcp.master.resources import PortBusy, make_memory
 from tunneltcp.master.spawn import fork_worker
-from tunneltcp.net.loop import READ
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,9 +51,6 @@ if TYPE_CHECKING:
     from tunneltcp.net.loop import Loop, Timer
 
 __all__ = ["Surroundings", "Tunnel", "WorkerFds"]
-
-_PACKETS_PER_TURN: Final = 16
-"""A worker that talks without end gets its turn like everybody else."""
 
 _REPLACE_SECONDS: Final = 0.2
 """Between a worker's wish and its replacement: a TERM for the whole group of processes reaches
@@ -66,9 +70,9 @@ class WorkerFds:
     memory: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Surroundings:
-    """What all tunnels of a master have in common."""
+    """What all tunnels of a master have in common; a new config changes some of it."""
 
     loop: Loop
     children: Children
@@ -100,15 +104,20 @@ class Tunnel:
         self.last_exit: LastExit | None = None
         self.link_peer = ""
         self.sampler: Sampler | None = None
+        self.is_stopped = False
+        """A person has stopped it: it stays so until a person starts it."""
+        self.is_removed = False
+        """The config does not name it any more: it goes when its visitors have gone."""
         self._around = around
-        self._report = Reporter(config.remote_port, around.loop)
-        self._listeners: tuple[int, ...] = ()
+        self._report = Reporter(config.remote_port, around.loop, self._are_others_up)
+        self._listeners = Listeners(config.remote_port, around.addresses)
+        self._questions = Questions(around.loop)
         self._counters_fd = make_memory(f"counters-{config.remote_port}", COUNTERS_BYTES)
         self._memory_fd = make_memory(f"memory-{config.remote_port}", MEMORY_BYTES)
         self.counters = map_counters(self._counters_fd)
         """The page of counters, readable at any time."""
         around.maps.append(self.counters)
-        self._channel = -1
+        self._channel: WorkerChannel | None = None
         self._timer: Timer | None = None
         self._started_at = 0.0
         self._kill_reason = ""
@@ -125,22 +134,32 @@ class Tunnel:
             self._perform(action)
         self._arm()
 
+    @property
+    def trouble(self) -> str:
+        """What keeps visitors from their target although the worker runs; empty if nothing."""
+        return self._report.trouble
+
+    def _are_others_up(self) -> bool:
+        """Say whether any other tunnel has its link: so its server is there."""
+        others = (page for page in self._around.maps if page is not self.counters)
+        return any(page[Counter.LINK_STATE] != LinkState.DOWN for page in others)
+
     def close_listeners(self) -> None:
         """Take no new visitors; the worker is told by DRAIN to do the same."""
         self._closing = True
-        for fd in self._listeners:
-            os.close(fd)
-        self._listeners = ()
+        self._listeners.close()
 
     def bind(self) -> bool:
         """Have the listeners open; return False, and know the reason, if that fails."""
-        if self._listeners or not self._around.addresses:
+        if not self._listeners.are_missing:
             return True
         port = self.config.remote_port
         try:
-            self._listeners = open_listeners(port, self._around.addresses)
+            self._listeners.open()
         except PortBusy as busy:
-            self.reason = str(busy)
+            # Who holds it is known a moment later; until then what was found last time stands.
+            if not self.reason.startswith(str(busy)):
+                self.reason = str(busy)
             if busy.in_use:
                 self._around.helpers.run(lambda: port_holder(port), self._on_holder)
             else:
@@ -148,6 +167,60 @@ class Tunnel:
             return False
         self._report.bound()
         return True
+
+    # ------------------------------------------------------------ what people ask for
+
+    def stop(self) -> None:
+        """Refuse new visitors, let the others finish, and stay stopped."""
+        self.is_stopped = True
+        self._listeners.shut()
+        self.feed(Input.STOP)
+        self.reason = "stopped by a person"
+
+    def start(self) -> None:
+        """Run, if it was stopped; if it waits for its next try, try now."""
+        if self.is_stopped:
+            self.is_stopped = False
+            self._listeners.reopen()
+        self.feed(Input.START)
+
+    def restart(self, reason: str = RESTARTED) -> None:
+        """Replace the worker; where there is none, try to have one now."""
+        if self.pid is None:
+            self.feed(Input.START)
+        elif self.life.state is not ProcessState.STOPPING:
+            self._kill_reason = reason
+            self.feed(Input.REPLACE)
+
+    def remove(self) -> None:
+        """Give the port back, and go when the visitors have gone."""
+        self.is_removed = True
+        self._listeners.shut()  # its worker has copies, and a moment before it lets them go
+        self.close_listeners()
+        self.feed(Input.STOP)
+        self.reason = "no longer in the config"
+
+    def change(self, config: TunnelConfig, *, rebind: bool) -> None:
+        """Go on with other settings, in a new worker."""
+        self.config = config
+        if rebind:
+            self._listeners.close()
+            self._listeners.addresses = tuple(self._around.addresses)
+            self.bind()
+        if not self.is_stopped:
+            self.restart(CHANGED)
+
+    def ask(self, question: dict[str, Any], answered: Callable[[dict[str, Any]], None]) -> None:
+        """Ask the worker; ``answered`` gets its answer, or an error, within 2 s."""
+        if self._channel is None or self.life.state is not ProcessState.RUNNING:
+            port, state = self.config.remote_port, self.life.state.value
+            answered({"error": f"tunnel {port} is {state}: nobody is connected to it"})
+            return
+        number = self._questions.add(answered)
+        if number is not None:
+            self._say(question | {"number": number})
+
+    # ---------------------------------------------------------------- the worker's life
 
     def close(self) -> None:
         """Free everything; only when no worker is left."""
@@ -166,7 +239,7 @@ class Tunnel:
         if action is Action.SPAWN:
             self._spawn()
         elif action is Action.DRAIN:
-            self._say({"type": "drain", "seconds": self._around.drain_seconds})
+            self._say({"type": "drain", "seconds": self.life.drain_seconds})
         elif action is Action.SAY_STOP:
             self._say({"type": "stop"})
         elif self.pid is not None:
@@ -189,78 +262,58 @@ class Tunnel:
         if not self.bind():
             self.feed(Input.BLOCKED)
             return
+        around = self._around
         try:
-            ours, theirs = _channel_pair()
+            channel = WorkerChannel(around.loop, self._take, self._on_channel_end)
         except OSError as error:
             self._not_spawned(error)
             return
         fds = WorkerFds(
-            listeners=self._listeners,
-            channel=theirs,
+            listeners=self._listeners.fds,
+            channel=channel.worker_fd,
             counters=self._counters_fd,
             memory=self._memory_fd,
         )
-        around = self._around
         try:
             context = around.make_context(self.config, fds)
             pid = fork_worker(context, around.worker_main, around.maps)
         except OSError as error:
-            os.close(ours)
+            channel.close()
             self._not_spawned(error)
             return
         finally:
-            os.close(theirs)
-        self._adopt(pid, ours)
+            channel.give_away()
+        self._adopt(pid, channel)
 
     def _not_spawned(self, error: OSError) -> None:
         self.reason = f"cannot start a process: {(error.strerror or '?').lower()}"
         self._report.blocked(self.reason)
         self.feed(Input.BLOCKED)
 
-    def _adopt(self, pid: int, channel: int) -> None:
+    def _adopt(self, pid: int, channel: WorkerChannel) -> None:
         self.pid = pid
         self.reason = "starting"
         self._channel = channel
         self._kill_reason = ""
         self._started_at = self._around.loop.now
-        self._around.loop.register(channel, READ, self._on_channel)
         self._around.children.watch(pid, self._on_exit)
 
     def _on_holder(self, holder: Any) -> None:  # noqa: ANN401 - an answer from another process
-        if self._listeners or self._closing:
+        if not self._listeners.are_missing or self._closing:
             return
-        self.reason = f"port {self.config.remote_port} is busy"
-        if isinstance(holder, str) and holder:
-            self.reason += f": {holder[:200]}"
+        found = holder or {"holder": "", "listens": False}
+        self.reason = port_trouble(self.config.remote_port, **found)
         self._report.blocked(self.reason)
 
-    def _on_channel(self, _events: int) -> None:
-        for _ in range(_PACKETS_PER_TURN):
-            if not self._read_packet():
-                return
-
-    def _read_packet(self) -> bool:
-        """Take one message of the worker; return whether there may be more."""
-        if self._channel < 0:
-            return False
-        try:
-            packet = os.read(self._channel, MAX_PACKET_BYTES + 1)
-        except BlockingIOError:
-            return False
-        except OSError:
-            packet = b""
-        if not packet:
-            self._close_channel()
-            pid = self.pid
-            self._around.loop.call_later(_CHANNEL_END_SECONDS, lambda: self._check_left(pid))
-            return False
-        try:
-            self._take(parse_message(decode_message(packet)))
-        except ControlChannelError as error:
-            self._kill_reason = f"broke the rules of the control channel: {error}"
+    def _on_channel_end(self, problem: str) -> None:
+        """The worker hung up and is about to leave, or broke the rules."""
+        self._questions.fail_all("the worker has gone")
+        if problem:
+            self._kill_reason = problem
             self.feed(Input.REPLACE)
-            return False
-        return True
+            return
+        pid = self.pid
+        self._around.loop.call_later(_CHANNEL_END_SECONDS, lambda: self._check_left(pid))
 
     def _check_left(self, pid: int | None) -> None:
         if pid is not None and self.pid == pid:
@@ -282,6 +335,12 @@ class Tunnel:
             case LinkChanged():
                 self.link_peer = message.peer if message.state != "down" else ""
                 self._report.link(message)
+            case TargetChanged():
+                self._report.target(message.reason)
+            case Warned():
+                self._report.warned(message.text)
+            case Answer():
+                self._questions.answer(message.number, message.body)
             case Resolve():
                 pid = self.pid or 0
                 self._around.lookups.ask(
@@ -300,38 +359,27 @@ class Tunnel:
             self._say(message)
 
     def _say(self, message: dict[str, Any]) -> None:
-        if self._channel < 0:
-            return
-        try:
-            os.write(self._channel, encode_message(message))
-        except OSError as error:
-            # Full: it has not read for long, and deadlines deal with that. Gone: so is it.
-            logger.bind(tunnel=self.config.remote_port).debug(
-                "message to the worker dropped: {}", error.strerror
-            )
+        if self._channel is not None:
+            self._channel.say(message)
 
     def _on_exit(self, status: int) -> None:
-        while self._read_packet():
-            pass  # what it said before it went
+        if self._channel is not None:
+            self._channel.read_rest()
         self._close_channel()
         now = self._around.loop.now
         self.last_exit = describe_exit(status, now - self._started_at, self._kill_reason)
-        self.reason = self.last_exit.reason
+        if not (self.is_stopped or self.is_removed):
+            self.reason = self.last_exit.reason
         self.pid = None
         self.sampler = None
         self._report.exited(self.last_exit, expected=self.life.state is ProcessState.STOPPING)
         self.link_peer = ""
+        self.counters[Counter.LINK_STATE] = LinkState.DOWN
         permanent = self.last_exit.is_permanent
         self.feed(Input.EXIT_PERMANENT if permanent else Input.EXIT)
 
     def _close_channel(self) -> None:
-        if self._channel >= 0:
-            self._around.loop.unregister(self._channel)
-            os.close(self._channel)
-            self._channel = -1
-
-
-def _channel_pair() -> tuple[int, int]:
-    kind = socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK
-    ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
-    return ours.detach(), theirs.detach()
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+            self._questions.fail_all("the worker has gone")

@@ -11,6 +11,7 @@ __all__ = [
     "literal_addresses",
     "local_address",
     "pack_address",
+    "unpack_address",
 ]
 
 SocketAddress = tuple[int, Any]
@@ -61,6 +62,17 @@ def pack_address(address: object) -> bytes:
         if packed := _packed(socket.AF_INET6, host):
             return b"\6" + packed + port.to_bytes(2, "big")
     return b"\0"
+
+
+def unpack_address(packed: bytes) -> str:
+    """Return the first address in what OPEN carries, as text; "unknown" if it says none."""
+    kind = packed[:1]
+    size = {b"\4": 4, b"\6": 16}.get(kind)
+    if size is None or len(packed) < 3 + size:
+        return "unknown"
+    family = socket.AF_INET if size == 4 else socket.AF_INET6
+    port = int.from_bytes(packed[1 + size : 3 + size], "big")
+    return format_address((socket.inet_ntop(family, packed[1 : 1 + size]), port))
 
 
 def local_address(sock: socket.socket) -> object:

@@ -1,26 +1,47 @@
-"""The options of the sockets we hold, in one place, each with its reason.
+"""The sockets we hold: how they are made, and their options, each with its reason.
 
-Those of a listener are inherited by what it accepts (tcp(7), and tried).
+Those of a listener are inherited by what it accepts (tcp(7), and tried). What a system other
+than Linux does not have is left out there: options by number only where the number is known.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import socket
 import struct
-from typing import Final
+import sys
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = [
+    "CONNECT_BEGUN",
+    "Buffers",
     "close_cleanly",
     "cookie",
+    "error_text",
+    "gather_send",
     "is_connected_to_itself",
+    "new_socket",
     "prepare_connection",
     "prepare_link",
     "prepare_listener",
 ]
 
+Buffers = list[bytes | memoryview]
+
 SO_COOKIE: Final = 57
-TCP_NOTSENT_LOWAT: Final = 25
+TCP_NOTSENT_LOWAT: Final = 25 if sys.platform == "linux" else 0x201
+"""Linux; macOS."""
+_HAS_NOTSENT_LOWAT: Final = sys.platform in ("linux", "darwin")
+
+CONNECT_BEGUN: Final = frozenset(
+    {0, errno.EINPROGRESS} | ({errno.EWOULDBLOCK} if sys.platform == "win32" else set())
+)
+"""What ``connect_ex`` says when all is well."""
 
 UNSENT_BYTES: Final = 128 * 1024
 """Unsent bytes the kernel takes for one visitor or target: 100 visitors that never read
@@ -31,8 +52,52 @@ LINK_TIMEOUT_MS: Final = 60_000
 """Milliseconds after which the kernel gives up a link whose bytes nobody acknowledges:
 a back-up, the PINGs are quicker."""
 
-_RESET_AT_CLOSE: Final = struct.pack("ii", 1, 0)
-_FINISH_AT_CLOSE: Final = struct.pack("ii", 0, 0)
+_LINGER: Final = "hh" if sys.platform == "win32" else "ii"
+_RESET_AT_CLOSE: Final = struct.pack(_LINGER, 1, 0)
+_FINISH_AT_CLOSE: Final = struct.pack(_LINGER, 0, 0)
+
+_KEEPALIVE: Final = tuple(
+    (getattr(socket, name), value)
+    for name, value in (
+        ("TCP_KEEPIDLE", 60),
+        ("TCP_KEEPALIVE", 60),  # the same, on macOS
+        ("TCP_KEEPINTVL", 10),
+        ("TCP_KEEPCNT", 6),
+    )
+    if hasattr(socket, name)
+)
+
+_ERROR_TEXTS: Final = {
+    errno.ECONNREFUSED: "Connection refused",
+    errno.ECONNRESET: "Connection reset by peer",
+    errno.ETIMEDOUT: "Connection timed out",
+    errno.EHOSTUNREACH: "No route to host",
+    errno.ENETUNREACH: "Network is unreachable",
+}
+"""As Linux says it; Windows has no texts for its codes, and others have others."""
+
+
+def new_socket(family: int) -> socket.socket:
+    """Return a new non-blocking TCP socket."""
+    if sys.platform == "linux":  # one call less for each visitor
+        return socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    else:  # noqa: RET505 - a type checker takes the lines below for unreachable otherwise
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        return sock
+
+
+def error_text(code: int) -> str:
+    """Return what an error of a socket means, in the same words on each system."""
+    return _ERROR_TEXTS.get(code) or os.strerror(code)
+
+
+def gather_send(sock: socket.socket) -> Callable[[Buffers], int]:
+    """Return a function that sends a list of buffers and says how many bytes were taken."""
+    if sys.platform == "win32":
+        return lambda buffers: sock.send(b"".join(buffers))
+    else:  # noqa: RET505 - see new_socket
+        return sock.sendmsg
 
 
 def prepare_connection(sock: socket.socket) -> None:
@@ -41,16 +106,16 @@ def prepare_connection(sock: socket.socket) -> None:
     # Notices peers that are gone for good. Never a short TCP_USER_TIMEOUT here: it also
     # kills peers that merely do not read.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6)):
-        if hasattr(socket, option):
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+    for option, value in _KEEPALIVE:
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
     # Urgent data would make the kernel's byte counters disagree with ours.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
     # Whoever dies with this socket open ends it with a RST: a connection that was cut must
     # never look finished. A clean end takes this back first (close_cleanly).
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
-    with contextlib.suppress(OSError):
-        sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+    if _HAS_NOTSENT_LOWAT:
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT_BYTES)
 
 
 def prepare_listener(sock: socket.socket) -> None:
@@ -64,8 +129,10 @@ def prepare_link(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _FINISH_AT_CLOSE)
     with contextlib.suppress(OSError):
-        sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, LINK_UNSENT_BYTES)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, LINK_TIMEOUT_MS)
+        if _HAS_NOTSENT_LOWAT:
+            sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, LINK_UNSENT_BYTES)
+        if sys.platform == "linux":
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, LINK_TIMEOUT_MS)
 
 
 def close_cleanly(sock: socket.socket) -> None:
@@ -88,8 +155,11 @@ def is_connected_to_itself(sock: socket.socket) -> bool:
 
 
 def cookie(sock: socket.socket) -> int:
-    """Return the kernel's name for this socket: unique for as long as the machine runs."""
-    try:
-        return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8), "little")
-    except OSError:
-        return 0
+    """Return the kernel's name for this socket: unique for as long as the machine runs.
+
+    0 where there is none: nobody inherits sockets there.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8), "little")
+    return 0

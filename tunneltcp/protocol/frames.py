@@ -30,8 +30,6 @@ __all__ = [
     "ID_MASK",
     "MAX_OFFSET",
     "MAX_PAYLOAD_BYTES",
-    "MAX_STREAM_ID",
-    "SIZE_MASK",
     "SIZE_SHIFT",
     "TYPE_SHIFT",
     "FrameType",
@@ -50,15 +48,12 @@ CREDIT_FRAME: Final = struct.Struct("!QQQB")
 
 TYPE_SHIFT: Final = 60
 SIZE_SHIFT: Final = 40
-SIZE_MASK: Final = (1 << 20) - 1
 ID_MASK: Final = (1 << 40) - 1
+"""Also the highest id; a thousand visitors a second need 34 years to get there."""
 
 MAX_PAYLOAD_BYTES: Final = 256 * 1024
 """Largest payload of DATA. Reading more from a socket at once gains nothing (measured),
 and a larger frame would make everybody else wait longer."""
-
-MAX_STREAM_ID: Final = ID_MASK
-"""A thousand visitors a second need 34 years to get there."""
 
 MAX_OFFSET: Final = 1 << 62
 """No offset or limit may pass this; keeps sums of two of them inside 64 bits."""

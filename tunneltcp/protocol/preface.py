@@ -12,7 +12,6 @@ __all__ = [
     "KEY_ID_BYTES",
     "MAC_BYTES",
     "MAGIC",
-    "NONCE_BYTES",
     "PREFACE_BYTES",
     "VERSION",
     "Preface",
@@ -27,7 +26,6 @@ MAGIC: Final = bytes.fromhex("89545443500d0a1a")
 on the way would break it."""
 VERSION: Final = 1
 PREFACE_BYTES: Final = 44
-NONCE_BYTES: Final = 16
 MAC_BYTES: Final = 32
 KEY_ID_BYTES: Final = 8
 

@@ -333,8 +333,6 @@ class Session:
             stream.acked = delivered
             if delivered == stream.head:
                 stream.release_ring()
-                if self.starved:
-                    self.feed_starved()
         if fin_delivered:
             stream.fin_acked = True
             self.forget_if_over(stream)
@@ -347,6 +345,7 @@ class Session:
         if final != stream.received or stream.peer_fin not in (-1, final):
             self.fail_stream(stream)
         elif stream.peer_fin < 0:
+            stream.confirmed = True
             stream.peer_fin = final
             stream.granted = -1  # whatever still comes is unusual
             stream.endpoint.deliver_fin()

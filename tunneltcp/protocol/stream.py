@@ -340,15 +340,21 @@ class Stream:
         return larger
 
     def _release_if_empty(self) -> None:
-        """Nothing was read into the ring: an idle stream holds none."""
-        if self.head == self.acked:
-            self.release_ring()
+        """Nothing was read into a fresh ring: an idle stream holds none."""
+        if self.head == self.acked and self.ring is not None:
+            self.session.arena.give(self._drop_ring(self.ring))
             self.session.feed_starved()
 
     def release_ring(self) -> None:
-        """Give the ring back: all that was read is delivered."""
-        ring = self.ring
-        if ring is not None:
-            self.words[self.record + RING_WORD] = 0
-            self.ring = None
-            self.session.arena.give(ring)
+        """All that was read is delivered, says the peer: let go of the ring.
+
+        It is retired and not given back at once: a peer that lies may mean bytes which were
+        handed out and are not written yet.
+        """
+        if self.ring is not None:
+            self.session.sender.retired.append(self._drop_ring(self.ring))
+
+    def _drop_ring(self, ring: Ring) -> Ring:
+        self.words[self.record + RING_WORD] = 0
+        self.ring = None
+        return ring

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Protocol
 
 from tunneltcp.net.loop import READ, WRITE
-from tunneltcp.net.sockopt import prepare_link
+from tunneltcp.net.sockopt import gather_send, prepare_link
 from tunneltcp.protocol.errors import GoawayCode, RemoteProtocolError, ResetCode
 from tunneltcp.protocol.liveness import Liveness, Verdict
 from tunneltcp.protocol.session import SWEEP_SECONDS, Session
@@ -84,7 +84,7 @@ class Link:
         self._opens = opens
         self._buffer = buffer
         self._receive_into = sock.recv_into
-        self._sendmsg = sock.sendmsg
+        self._sendmsg = gather_send(sock)
         self._pending = _NOTHING
         self._kept = b""
         self._writing = False

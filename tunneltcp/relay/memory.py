@@ -1,8 +1,12 @@
-"""A tunnel's memory: the stream table and the rings, in a file that outlives the worker."""
+"""A tunnel's memory: the stream table and the rings, in a file that outlives the worker.
+
+A worker without a master has nothing that could outlive it: its memory is anonymous.
+"""
 
 from __future__ import annotations
 
 import mmap
+import sys
 from typing import Final
 
 from tunneltcp.protocol.arena import Arena
@@ -15,19 +19,30 @@ RECEIVE_BYTES: Final = 1 << 20
 
 
 class TunnelMemory:
-    """Maps the memory behind ``fd``: ``records_bytes`` of table, then the arena."""
+    """Maps the memory behind ``fd``: ``records_bytes`` of table, then the arena.
 
-    def __init__(self, fd: int, size: int, records_bytes: int, budget_bytes: int) -> None:
-        self._map = mmap.mmap(fd, size)
+    Args:
+        fd: None: memory of this process alone.
+    """
+
+    def __init__(
+        self, fd: int | None, size: int, records_bytes: int, budget_bytes: int
+    ) -> None:
+        self._is_file = fd is not None
+        self._map = _anonymous(size) if fd is None else mmap.mmap(fd, size)
         # Ring contents are visitors' bytes: they do not belong into a core file.
-        self._map.madvise(mmap.MADV_DONTDUMP)
+        if sys.platform == "linux":
+            self._map.madvise(mmap.MADV_DONTDUMP)
         self._arena_start = records_bytes
         memory = memoryview(self._map)
         self.table = StreamTable(memory[:records_bytes])
         self.arena = Arena(memory[records_bytes:], budget_bytes, self._discard)
 
     def _discard(self, start: int, size: int) -> None:
-        self._map.madvise(mmap.MADV_REMOVE, self._arena_start + start, size)
+        if sys.platform == "linux" and self._is_file:
+            self._map.madvise(mmap.MADV_REMOVE, self._arena_start + start, size)
+        else:
+            _discard(self._map, self._arena_start + start, size)
 
     def clear(self) -> None:
         """Forget whatever a worker before us left: records and bytes."""
@@ -35,11 +50,27 @@ class TunnelMemory:
         self._discard(0, len(self._map) - self._arena_start)
 
 
+def _anonymous(size: int) -> mmap.mmap:
+    """Return memory that takes no room until it is touched."""
+    if sys.platform == "win32":
+        return mmap.mmap(-1, size)  # counts as used at once, so ``size`` must be modest
+    else:  # noqa: RET505 - a type checker takes the line below for unreachable otherwise
+        return mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+def _discard(memory: mmap.mmap, start: int, size: int) -> None:
+    """Give pages of anonymous memory back; what is in them is lost."""
+    if sys.platform == "linux":
+        memory.madvise(mmap.MADV_DONTNEED, start, size)
+    elif sys.platform != "win32":
+        memory.madvise(mmap.MADV_FREE, start, size)
+
+
 class ReceiveBuffer:
     """Memory to receive into from the link, given back to the system when idle."""
 
     def __init__(self) -> None:
-        self._map = mmap.mmap(-1, RECEIVE_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._map = _anonymous(RECEIVE_BYTES)
         self.view = memoryview(self._map)
         self.used = False
         """Whether much of it was touched since the last :meth:`tidy`."""
@@ -47,7 +78,7 @@ class ReceiveBuffer:
     def tidy(self) -> None:
         """Give the pages back; what is in there is dropped."""
         if self.used:
-            self._map.madvise(mmap.MADV_DONTNEED)
+            _discard(self._map, 0, RECEIVE_BYTES)
             self.used = False
 
 

@@ -22,9 +22,11 @@ from typing import TYPE_CHECKING, Final
 
 from tunneltcp.net.loop import READ, WRITE
 from tunneltcp.net.sockopt import (
+    CONNECT_BEGUN,
     close_cleanly,
     cookie,
     is_connected_to_itself,
+    new_socket,
     prepare_connection,
 )
 from tunneltcp.protocol.errors import ResetCode
@@ -36,10 +38,15 @@ if TYPE_CHECKING:
     from tunneltcp.net.loop import Loop, Timer
     from tunneltcp.protocol.stream import Stream
 
-__all__ = ["CONNECT_SECONDS", "Relay", "TargetRelay"]
+__all__ = ["CLOSED", "CONNECT_SECONDS", "FAILED", "Relay", "TargetRelay"]
 
 CONNECT_SECONDS: Final = 5.0
 """How long one address of a target may take to accept; it is usually this very machine."""
+
+CLOSED: Final = -1
+"""How a relay ended: both directions had finished."""
+FAILED: Final = -2
+"""How a relay ended: its own socket was reset, or could not be read or written."""
 
 
 class Relay:
@@ -59,16 +66,20 @@ class Relay:
         "_receive_into",
         "_send",
         "_sock",
+        "ended",
         "stream",
     )
 
     stream: Stream
+    ended: int
+    """How it ended: CLOSED, FAILED, or the code of a RESET; 0 while it has not."""
 
     def __init__(
         self, loop: Loop, sock: socket.socket, on_over: Callable[[Relay], None]
     ) -> None:
         self._loop = loop
         self._on_over = on_over
+        self.ended = 0
         self._mask = 0
         self._out = bytearray()
         self._fin_waits = False
@@ -193,13 +204,14 @@ class Relay:
 
     def abort(self, code: int) -> None:
         """Reset the socket: closing it does, as it was prepared."""
-        del code
+        self.ended = self.ended or code
         self._let_go()
         self._sock.close()
         self._on_over(self)
 
     def close(self) -> None:
         """Both directions have finished."""
+        self.ended = CLOSED
         self._let_go()
         close_cleanly(self._sock)
         self._on_over(self)
@@ -219,6 +231,7 @@ class Relay:
             while stream.fill(self._receive_into) > 0:
                 pass
         stream.reset(ResetCode.CANCELLED)
+        self.ended = FAILED
         self.abort(ResetCode.CANCELLED)
 
 
@@ -269,7 +282,7 @@ class TargetRelay(Relay):
         _, address = self._addresses[0]
         self.stream.store_cookie(cookie(self._sock))
         error = self._sock.connect_ex(address)
-        if error not in (0, errno.EINPROGRESS):
+        if error not in CONNECT_BEGUN:
             self._try_next(error)
             return
         self._timer = self._loop.call_later(CONNECT_SECONDS, self._on_timeout)
@@ -310,7 +323,9 @@ class TargetRelay(Relay):
             self._connect()
             return
         refused = error == errno.ECONNREFUSED
-        self.stream.reset(ResetCode.TARGET_REFUSED if refused else ResetCode.TARGET_UNREACHABLE)
+        code = ResetCode.TARGET_REFUSED if refused else ResetCode.TARGET_UNREACHABLE
+        self.ended = code
+        self.stream.reset(code)
         self._on_over(self)
 
     def _stop_connecting(self) -> None:
@@ -341,6 +356,6 @@ class TargetRelay(Relay):
 
 
 def _new_socket(address: SocketAddress) -> socket.socket:
-    sock = socket.socket(address[0], socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    sock = new_socket(address[0])
     prepare_connection(sock)
     return sock

@@ -1,6 +1,4 @@
-"""What runs in a worker: one tunnel, one side."""
+"""What runs in a worker: one tunnel, one side.
 
-from tunneltcp.workers.run import run_worker
-from tunneltcp.workers.warm import warm_up
-
-__all__ = ["run_worker", "warm_up"]
+Imports nothing by itself: ``tunneltcp expose`` needs a client and nothing else.
+"""

@@ -1,35 +1,36 @@
-"""The life of a worker: its loop, its channel to the master, its counters.
+"""The life of a worker: its loop, its host, its counters.
 
 Theory of operation
 -------------------
-A worker serves one tunnel until its master says "drain" or "stop", or is gone (end of file
-on the channel). TERM only asks the master for a successor; INT, QUIT and HUP, which reach
-the whole group of processes, are ignored. Once in each turn of the loop the link is
-written; ten times a second the counters are stored where the master reads them.
+A worker serves one tunnel until its host says "drain" or "stop" (``host.py``: the master, at
+the other end of a channel, unless the worker is a whole program). Once in each turn of the
+loop the link is written; ten times a second the counters are stored where the host reads
+them.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import socket
 import time
 from typing import TYPE_CHECKING, Any, Final
 
 from loguru import logger
 
-from tunneltcp.control.codec import decode_message, encode_message
-from tunneltcp.control.context import MEMORY_BYTES, RECORDS_BYTES
-from tunneltcp.control.counters import Counter, LinkState, map_counters
-from tunneltcp.errors import ControlChannelError, ExitCode
-from tunneltcp.log import Throttle, dropped_lines
-from tunneltcp.net.loop import READ, Loop
-from tunneltcp.relay.memory import TunnelMemory, receive_buffer
+from tunneltcp.control.counters import Counter, LinkState
+from tunneltcp.errors import ExitCode
+from tunneltcp.log import Throttle, dropped_lines, log_access
+from tunneltcp.net.loop import Loop
+from tunneltcp.protocol.errors import ResetCode
+from tunneltcp.relay.memory import receive_buffer
+from tunneltcp.workers.host import MasterHost
+from tunneltcp.workers.visitors import Visitors, describe_end, find
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tunneltcp.control.context import WorkerContext
     from tunneltcp.relay.link import Link
+    from tunneltcp.workers.host import Host
+    from tunneltcp.workers.visitors import Visitor
 
 __all__ = ["MAX_SLEEP_SECONDS", "Worker"]
 
@@ -37,27 +38,28 @@ MAX_SLEEP_SECONDS: Final = 0.5
 """A worker's loop turns at least this often, so that one that hangs is soon known."""
 TIDY_SECONDS: Final = 1.0
 """Memory that nobody needed for this long is given back to the system."""
-_MESSAGE_BYTES: Final = 64 * 1024
 
 
 class Worker:
-    """What both sides share. A side adds how it gets its link and what it does with it."""
+    """What both sides share. A side adds how it gets its link and what it does with it.
 
-    def __init__(self, context: WorkerContext) -> None:
+    Args:
+        host: Whom it belongs to; by default the master that the context tells of.
+    """
+
+    def __init__(self, context: WorkerContext, host: Host | None = None) -> None:
         self.context = context
         self.loop = Loop(max_sleep_seconds=MAX_SLEEP_SECONDS)
-        self.memory = TunnelMemory(
-            context.memory_fd, MEMORY_BYTES, RECORDS_BYTES, context.budget_bytes
-        )
+        self.host: Host = MasterHost(context) if host is None else host
+        self.memory = self.host.map_memory()
         self.memory.clear()
         self.buffer = receive_buffer()
-        self.counters = map_counters(context.counters_fd)
+        self.counters = self.host.map_counters()
         self.link: Link | None = None
         self.draining = False
         self.log = logger
+        self.visitors = Visitors(self.loop, is_server=self.is_server)
         self._exit_code: ExitCode | None = None
-        self._channel = socket.socket(fileno=context.channel_fd)
-        self._channel.setblocking(False)
         self._done_in = 0
         self._done_out = 0
         self._done_resets = 0
@@ -69,7 +71,7 @@ class Worker:
 
     def run(self) -> int:
         """Serve until told otherwise; return the exit code."""
-        self._catch_signals()
+        self.host.catch_signals(self.loop)
         self.begin()
         self.loop.run()
         return self._exit_code if self._exit_code is not None else ExitCode.DONE
@@ -82,9 +84,8 @@ class Worker:
         self._done_in = counters[Counter.BYTES_IN]
         self._done_out = counters[Counter.BYTES_OUT]
         self._done_resets = counters[Counter.RESETS_TOTAL]
-        self.loop.register(self._channel.fileno(), READ, self._on_channel)
         self.loop.on_beat = self._beat
-        self._own_descriptors = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - see log.py
+        self._own_descriptors = self.host.open(self.loop, self._handle_message)
         self.start()
         self._tidy()
         self.tell({"type": "ready"})
@@ -101,30 +102,14 @@ class Worker:
     def close(self) -> None:
         """Let go of everything; for who runs a worker inside another process."""
         if self.link is not None:
+            self._close_books(self.link)
             self.link.close()
-        self._channel.close()
+        self.host.close()
         self.loop.close()
 
     def count_visitors(self) -> int:
         """Return how many visitors there are now."""
         return int(self.counters[Counter.VISITORS])
-
-    def _catch_signals(self) -> None:
-        for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, lambda *_: None)
-        waker, self._wake_writer = socket.socketpair()
-        waker.setblocking(False)
-        self._wake_writer.setblocking(False)
-        signal.set_wakeup_fd(self._wake_writer.fileno(), warn_on_full_buffer=False)
-        self._waker = waker
-        self.loop.register(waker.fileno(), READ, self._on_signal)
-
-    def _on_signal(self, events: int) -> None:
-        del events
-        with contextlib.suppress(BlockingIOError):
-            if signal.SIGTERM in self._waker.recv(64):
-                self.tell({"type": "replace"})
 
     def _beat(self, next_beat: float) -> None:
         self.counters[Counter.BEAT_NS] = int(next_beat * 1e9)
@@ -159,40 +144,24 @@ class Worker:
         return int(self.link is not None)
 
     def warn(self, kind: str, text: str) -> None:
-        """Log what went wrong; the same kind again only now and then."""
-        missed = self._throttle.admit(kind, self.loop.now)
-        if missed is not None:
-            more = f" ({missed} more times since the last line)" if missed else ""
-            self.log.warning("{}{}", text, more)
+        """Log what went wrong, here and at the host; the same kind again only now and then."""
+        if self.note(text, kind):
+            self.tell({"type": "warning", "text": text})
 
-    # -------------------------------------------------------------------- channel
+    def note(self, text: str, kind: str = "") -> bool:
+        """Log what the host is told by another message; return whether it was said."""
+        missed = self._throttle.admit(kind or text, self.loop.now)
+        if missed is None:
+            return False
+        more = f" ({missed} more times since the last line)" if missed else ""
+        self.log.warning("{}{}", text, more)
+        return True
+
+    # ----------------------------------------------------------------------- host
 
     def tell(self, message: dict[str, Any]) -> None:
-        """Send a message to the master; if it cannot take it now, it is dropped.
-
-        The channel holds over a hundred messages and the master empties it each turn, so
-        this happens only to who talks to a master that hangs.
-        """
-        with contextlib.suppress(BlockingIOError, ConnectionError):
-            self._channel.send(encode_message(message))
-
-    def _on_channel(self, events: int) -> None:
-        del events
-        try:
-            packet = self._channel.recv(_MESSAGE_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            packet = b""
-        if not packet:  # the master is gone, and a worker never outlives it
-            self.leave()
-            return
-        try:
-            message = decode_message(packet)
-        except ControlChannelError as error:
-            self.log.error("master sent garbage: {}", error)
-            return
-        self._handle_message(message)
+        """Send a message to the host; if it cannot take it now, it is dropped."""
+        self.host.tell(message)
 
     def _handle_message(self, message: dict[str, Any]) -> None:
         kind = message.get("type")
@@ -205,13 +174,64 @@ class Worker:
             self.leave()
         elif kind == "addresses":
             self.on_addresses(message)
+        elif kind == "who":
+            self._tell_who(message)
+        elif kind == "kick":
+            kicked = find(self.all_visitors(), message)
+            for visitor in kicked:
+                self.kick(visitor)
+            self._answer(message, {"kicked": len(kicked)})
+
+    def _tell_who(self, message: dict[str, Any]) -> None:
+        """Answer with a page of visitors, once their rates are known."""
+
+        def answer() -> None:
+            good = self.link is not None and not self.link.is_doubted
+            page = self.visitors.page(
+                self.all_visitors(), int(message.get("after", 0)), link_is_good=good
+            )
+            self._answer(message, page)
+
+        self.visitors.measure(self.all_visitors, answer)
+
+    def _answer(self, question: dict[str, Any], body: dict[str, Any]) -> None:
+        self.tell({"type": "answer", "number": question.get("number"), "body": body})
+
+    # ------------------------------------------------------------------- visitors
+
+    def all_visitors(self) -> Sequence[Visitor]:
+        """Return who is connected through this side now."""
+        raise NotImplementedError
+
+    def kick(self, visitor: Visitor) -> None:
+        """Reset a visitor, and what it is connected to on the other side."""
+        visitor.kicked = True
+        relay = visitor.relay
+        if relay is not None:
+            relay.stream.reset(ResetCode.CANCELLED)
+            relay.abort(ResetCode.CANCELLED)
+
+    def log_visitor(self, visitor: Visitor) -> None:
+        """A visitor has gone: write the line that the access log wants."""
+        if not self.context.access_log:
+            return
+        link_lost = self.link is None or not self.link.is_open
+        bytes_in, bytes_out = self.visitors.totals(visitor)
+        log_access(
+            "visitor left",
+            address=visitor.address,
+            seconds=round(self.loop.now - visitor.since, 3),
+            bytes_in=bytes_in,
+            bytes_out=bytes_out,
+            how=describe_end(visitor, is_server=self.is_server, link_lost=link_lost),
+        )
 
     def drain(self) -> None:
         """Take no new visitors; call :meth:`leave` when the last one has gone."""
         raise NotImplementedError
 
     def on_addresses(self, message: dict[str, Any]) -> None:
-        """The master looked up a name for us."""
+        """The host looked up a name for us."""
         del message
 
     # ----------------------------------------------------------------------- link

@@ -12,6 +12,7 @@ import socket
 from typing import TYPE_CHECKING, Final, Protocol
 
 from tunneltcp import __version__
+from tunneltcp.advice import claim_trouble
 from tunneltcp.errors import RemoteProtocolError
 from tunneltcp.net.address import format_address
 from tunneltcp.net.loop import READ
@@ -113,7 +114,7 @@ class Claim:
         if handshake.is_proven:
             self._claims.owner.on_proven(self)
         elif handshake.stage is Stage.REFUSED:
-            self.end("it does not hold the key of this port, or speaks another version")
+            self.end(claim_trouble(RefusedCode.DENIED.value))
 
     def _check_preface(self, first: bytes) -> bool:
         preface = parse_preface(first, self._claims.keys)
@@ -126,7 +127,7 @@ class Claim:
             code = RefusedCode.TLS
         if code is not None:
             self._write(encode_refused(code))
-            self.end(f"refused: {code.value}")
+            self.end(claim_trouble(code.value))
             return False
         self._handshake = ServerHandshake(
             first,
@@ -160,7 +161,7 @@ class Claim:
         assert self._handshake is not None, "proven"
         self._handshake.refuse(code, holder)
         self._write(self._handshake.data_to_send())
-        self.end(f"refused: {code.value}")
+        self.end(claim_trouble(code.value, holder))
 
     def _let_go(self) -> None:
         self.is_open = False

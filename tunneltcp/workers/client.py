@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING, Any, Final
 
+from tunneltcp.advice import Trouble, link_trouble, target_trouble
 from tunneltcp.control.counters import Counter
-from tunneltcp.net.address import literal_addresses
+from tunneltcp.net.address import format_address, literal_addresses, unpack_address
 from tunneltcp.protocol.errors import GoawayCode, ResetCode
 from tunneltcp.protocol.messages import Hello, RefusedCode
 from tunneltcp.protocol.stream import DISCARD
@@ -16,6 +18,7 @@ from tunneltcp.relay.relay import Relay, TargetRelay
 from tunneltcp.workers.base import Worker
 from tunneltcp.workers.claims import AGENT
 from tunneltcp.workers.dial import Attempt
+from tunneltcp.workers.visitors import Visitor
 
 if TYPE_CHECKING:
     from tunneltcp.control.context import WorkerContext
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from tunneltcp.net.loop import Timer
     from tunneltcp.protocol.messages import Refusal
     from tunneltcp.protocol.stream import Endpoint, Stream
+    from tunneltcp.workers.host import Host
 
 __all__ = ["ClientWorker"]
 
@@ -45,8 +49,8 @@ MAX_IN_USE_SECONDS: Final = 5.0
 class ClientWorker(Worker):
     """One target, and the link to the port where its visitors come."""
 
-    def __init__(self, context: WorkerContext) -> None:
-        super().__init__(context)
+    def __init__(self, context: WorkerContext, host: Host | None = None) -> None:
+        super().__init__(context, host)
         self._server_addresses = literal_addresses(context.server_host, context.link_port)
         self._target_addresses = literal_addresses(context.target_host, context.target_port)
         self._resolve_after: dict[tuple[str, int], float] = {}
@@ -55,7 +59,11 @@ class ClientWorker(Worker):
         self._dial_timer: Timer | None = None
         self._dialling_since = self.loop.now
         self._refusals = 0
-        self._relays: set[Relay] = set()
+        self._target_nameless = ""
+        """Why the name of the target has no address; empty if it has some."""
+        self._target_down = ""
+        """Why the last visitor did not get to the target; empty if it did."""
+        self._relays: dict[Relay, Visitor] = {}
 
     def start(self) -> None:
         """Begin to dial."""
@@ -88,17 +96,46 @@ class ClientWorker(Worker):
         ]
         name = (message.get("host"), message.get("port"))
         if not found:
-            self._complain(f"the name {name[0]} cannot be resolved", message.get("error"))
+            self._on_nameless(name, str(message.get("error")))
             return
         if name == (self.context.server_host, self.context.link_port):
             if not self._server_addresses and self._wants_link():
                 self._dial_soon(0.0)
             self._server_addresses = found
         if name == (self.context.target_host, self.context.target_port):
-            self._target_addresses = found
+            self._target_addresses, self._target_nameless = found, ""
 
-    def _complain(self, what: str, why: object) -> None:
-        self.warn(f"{what}: {why}", f"{what}: {why}")
+    def _on_nameless(self, name: tuple[object, object], why: str) -> None:
+        """A name has no address now; one that had some goes on with those."""
+        host, port = self.context.server_host, self.context.link_port
+        if name == (host, port) and not self._server_addresses:
+            self._tell_no_link(Trouble.NAMELESS, host, why)
+        if name == (self.context.target_host, self.context.target_port):
+            self._target_nameless = why
+
+    def _tell_no_link(self, trouble: Trouble, where: str, detail: str) -> None:
+        """Say in the log and to the master why there is no link; the master knows more."""
+        reason = link_trouble(trouble, where, self.context.port, detail=detail)
+        self.note(f"no link: {reason}", f"no link: {trouble.value}")
+        self.tell(
+            {
+                "type": "link",
+                "state": "down",
+                "peer": where,
+                "reason": reason,
+                "trouble": trouble.value,
+                "detail": detail,
+            }
+        )
+
+    def _tell_target(self, error: str) -> None:
+        """Say that a visitor came in vain; ``error`` as for ``advice.target_trouble``."""
+        target = format_address((self.context.target_host, self.context.target_port))
+        reason = target_trouble(target, error, detail=self._target_nameless)
+        self.note(reason)
+        if reason != self._target_down:
+            self._target_down = reason
+            self.tell({"type": "target", "reason": reason})
 
     # --------------------------------------------------------------------- dialling
 
@@ -144,7 +181,7 @@ class ClientWorker(Worker):
         try:
             attempt = Attempt(self.loop, address, hello, self.context.keys[0], self)
         except OSError as error:  # no descriptor, no such address family
-            self._complain("cannot dial", error.strerror)
+            self._tell_no_link(Trouble.OTHER, format_address(address[1]), str(error.strerror))
             return
         self._attempts.append(attempt)
         attempt.start()
@@ -163,20 +200,33 @@ class ClientWorker(Worker):
                 attempt.prove()
                 return
 
-    def on_failure(self, attempt: Attempt, reason: str, refusal: Refusal | None) -> None:
+    def on_failure(
+        self, attempt: Attempt, trouble: Trouble, detail: str, refusal: Refusal | None
+    ) -> None:
         """Another attempt follows in its time; only a refusal makes us slower."""
         self._attempts.remove(attempt)
-        self._complain(f"no link to {attempt.where}", reason)
-        self.tell({"type": "link", "state": "down", "peer": attempt.where, "reason": reason})
+        count = len(self._server_addresses)
+        untried = refusal is None and count > 0 and self._next_address % count > 0
+        # One address of several is no reason for alarm, nor is a doubted link that still is.
+        if not untried and self.link is None:
+            self._tell_no_link(trouble, self._name_of(attempt), detail)
         if refusal is not None:
             self._refusals += 1
             heals = refusal.code in (RefusedCode.IN_USE, RefusedCode.DRAINING)
             longest = MAX_IN_USE_SECONDS if heals else MAX_REFUSED_SECONDS
             pause = min(longest, 0.5 * 2 ** min(self._refusals, 10))
             self._dial_soon(_jittered(pause))
-        elif self._server_addresses and self._next_address % len(self._server_addresses):
-            self._dial_soon(0.0)  # not all addresses of the server have been tried yet
+        elif untried:
+            self._dial_soon(0.0)
         self._prove_one()
+
+    def _name_of(self, attempt: Attempt) -> str:
+        """Return whom it dialled in the words of the config, and its address beside it."""
+        named = format_address((self.context.server_host, self.context.link_port))
+        if named == attempt.where:
+            return named
+        address = attempt.where.rpartition(":")[0].strip("[]")
+        return f"{named} ({address})"
 
     def on_welcome(self, attempt: Attempt, rest: bytes) -> None:
         """The first of all that speaks is the link."""
@@ -243,13 +293,15 @@ class ClientWorker(Worker):
 
     def on_open(self, link: Link, stream: Stream, addresses: bytes) -> Endpoint:
         """A visitor: connect to the target for it."""
-        del link, addresses
+        del link
         self.counters[Counter.VISITORS_TOTAL] += 1
         if self.draining:
             stream.reset(ResetCode.STOPPING)
             return DISCARD
         if not self._target_addresses:
             self._resolve(self.context.target_host, self.context.target_port)
+            if self._target_nameless:
+                self._tell_target("")
             stream.reset(ResetCode.TARGET_UNREACHABLE)
             return DISCARD
         try:
@@ -257,26 +309,37 @@ class ClientWorker(Worker):
                 self.loop, self._target_addresses, self._on_relay_over, self._on_connected
             )
         except OSError as error:
-            self._complain("cannot connect to the target", error.strerror)
+            self._tell_target(errno.errorcode.get(error.errno or 0, str(error.strerror)))
             stream.reset(ResetCode.OVER_LIMIT)
             return DISCARD
-        self._relays.add(relay)
+        visitor = Visitor(self.visitors.next_id(), unpack_address(addresses), self.loop.now)
+        visitor.relay = relay
+        self._relays[relay] = visitor
         self.counters[Counter.VISITORS] = len(self._relays)
         relay.start(stream)
         return relay
 
+    def all_visitors(self) -> list[Visitor]:
+        """Return whom this side has a connection to the target for."""
+        return list(self._relays.values())
+
     def _on_connected(self, relay: TargetRelay) -> None:
         """Remember which address answered: the next visitor asks that one first."""
+        if self._target_down:
+            self._target_down = ""
+            self.log.info("the target answers again")
+            self.tell({"type": "target", "reason": ""})
         if relay.tried and relay.address in self._target_addresses:
             others = [one for one in self._target_addresses if one != relay.address]
             self._target_addresses = [relay.address, *others]
 
     def _on_relay_over(self, relay: Relay) -> None:
-        self._relays.discard(relay)
+        visitor = self._relays.pop(relay, None)
+        if visitor is not None:
+            self.log_visitor(visitor)
         self.counters[Counter.VISITORS] = len(self._relays)
         if isinstance(relay, TargetRelay) and relay.refused and relay.is_connecting:
-            target = f"{self.context.target_host}:{self.context.target_port}"
-            self._complain(f"a visitor came, but {target} cannot be reached", relay.refused)
+            self._tell_target(relay.refused)
             if not literal_addresses(self.context.target_host, self.context.target_port):
                 self._resolve(self.context.target_host, self.context.target_port)
         if self.draining:

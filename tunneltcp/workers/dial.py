@@ -8,10 +8,17 @@ import os
 import socket
 from typing import TYPE_CHECKING, Protocol
 
+from tunneltcp.advice import Trouble, connect_trouble, spoken
 from tunneltcp.errors import RemoteProtocolError
 from tunneltcp.net.address import format_address
 from tunneltcp.net.loop import READ, WRITE
-from tunneltcp.net.sockopt import is_connected_to_itself, prepare_link
+from tunneltcp.net.sockopt import (
+    CONNECT_BEGUN,
+    error_text,
+    is_connected_to_itself,
+    new_socket,
+    prepare_link,
+)
 from tunneltcp.protocol.handshake import (
     HANDSHAKE_SECONDS,
     MAX_HANDSHAKE_BYTES,
@@ -36,8 +43,10 @@ class AttemptOwner(Protocol):
     def on_welcome(self, attempt: Attempt, rest: bytes) -> None:
         """There is a link; ``attempt.sock`` is handed over."""
 
-    def on_failure(self, attempt: Attempt, reason: str, refusal: Refusal | None) -> None:
-        """This attempt came to nothing."""
+    def on_failure(
+        self, attempt: Attempt, trouble: Trouble, detail: str, refusal: Refusal | None
+    ) -> None:
+        """This attempt came to nothing; ``detail`` as for ``advice.link_trouble``."""
 
 
 class Attempt:
@@ -54,10 +63,11 @@ class Attempt:
         self.is_open = True
         self.is_proving = False
         self.is_challenged = False
-        self.sock = socket.socket(address[0], socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        self.sock = new_socket(address[0])
         prepare_link(self.sock)
         self._timer = loop.call_later(HANDSHAKE_SECONDS, self._on_deadline)
         self._registered = False
+        self._is_connected = False
 
     @property
     def where(self) -> str:
@@ -67,8 +77,8 @@ class Attempt:
     def start(self) -> None:
         """Begin to connect."""
         error = self.sock.connect_ex(self.address[1])
-        if error not in (0, errno.EINPROGRESS):
-            self._fail(os.strerror(error))
+        if error not in CONNECT_BEGUN:
+            self._fail_with(error)
             return
         self._loop.register(self.sock.fileno(), WRITE, self._on_connect)
         self._registered = True
@@ -77,11 +87,12 @@ class Attempt:
         del events
         error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if error:
-            self._fail(os.strerror(error))
+            self._fail_with(error)
             return
-        if is_connected_to_itself(self.sock):
-            self._fail("nobody listens there (the connection reached itself)")
+        if is_connected_to_itself(self.sock):  # so nobody listens there
+            self._fail(Trouble.REFUSES)
             return
+        self._is_connected = True
         self._loop.modify(self.sock.fileno(), READ, self._on_readable)
         self._write()
 
@@ -97,15 +108,15 @@ class Attempt:
         except BlockingIOError:
             return
         except OSError as error:
-            self._fail(error.strerror or "connection failed")
+            self._fail_with(error.errno or 0)
             return
         if not data:
-            self._fail("the server closed the connection in the handshake")
+            self._fail(Trouble.HANGS_UP)
             return
         try:
             self._handshake.receive(data)
-        except RemoteProtocolError as error:
-            self._fail(f"what answers there is no tunneltcp server: {error}")
+        except RemoteProtocolError:
+            self._fail(Trouble.FOREIGN, spoken(data))
             return
         self._follow()
 
@@ -117,7 +128,7 @@ class Attempt:
         elif stage is Stage.REFUSED:
             refusal = self._handshake.refusal
             assert refusal is not None, "REFUSED comes with a reason"
-            self._fail(f"refused: {refusal.code.value}", refusal)
+            self._fail(Trouble(refusal.code.value), refusal.holder, refusal)
         elif stage is Stage.WELCOMED:
             self._let_go()
             self._owner.on_welcome(self, self._handshake.rest)
@@ -129,7 +140,7 @@ class Attempt:
         self._write()
 
     def _on_deadline(self) -> None:
-        self._fail("no answer")
+        self._fail(Trouble.MUTE if self._is_connected else Trouble.SILENT)
 
     def _let_go(self) -> None:
         self.is_open = False
@@ -143,7 +154,11 @@ class Attempt:
             self._let_go()
             self.sock.close()
 
-    def _fail(self, reason: str, refusal: Refusal | None = None) -> None:
+    def _fail_with(self, error: int) -> None:
+        trouble = connect_trouble(errno.errorcode.get(error, ""))
+        self._fail(trouble, error_text(error).lower())
+
+    def _fail(self, trouble: Trouble, detail: str = "", refusal: Refusal | None = None) -> None:
         if self.is_open:
             self.cancel()
-            self._owner.on_failure(self, reason, refusal)
+            self._owner.on_failure(self, trouble, detail, refusal)

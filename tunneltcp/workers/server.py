@@ -7,16 +7,17 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 from tunneltcp.control.counters import Counter
-from tunneltcp.net.address import local_address, pack_address
+from tunneltcp.net.address import format_address, local_address, pack_address
 from tunneltcp.net.sockopt import cookie
-from tunneltcp.protocol.errors import GoawayCode, ResetCode
+from tunneltcp.protocol.errors import GoawayCode
 from tunneltcp.protocol.messages import RefusedCode
-from tunneltcp.protocol.preface import MAGIC
 from tunneltcp.relay.link import Link
 from tunneltcp.relay.relay import Relay
 from tunneltcp.workers.arrivals import SNIFF_SECONDS, Arrivals
 from tunneltcp.workers.base import Worker
 from tunneltcp.workers.claims import Claims
+from tunneltcp.workers.visitor_relay import MIN_UNDECIDED_SECONDS, VisitorRelay
+from tunneltcp.workers.visitors import Visitor
 
 if TYPE_CHECKING:
     from tunneltcp.control.context import WorkerContext
@@ -31,80 +32,21 @@ OWNER_SECONDS: Final = 2.0
 """How long the owner of the port has to show that it lives, when another claims it."""
 JUDGE_SECONDS: Final = 0.05
 """How often it is looked whether it has."""
-MIN_UNDECIDED_SECONDS: Final = 1.0
-"""Who has not spoken may be the link; so long it is waited for, even with ``hold`` 0."""
 
 
-class _Held:
+class _Held(Visitor):
     """A visitor that waits for the link; with a stream if a lost link had begun with it."""
 
-    __slots__ = ("address", "silent", "since", "sock", "stream")
+    __slots__ = ("silent", "sock", "sock_address", "stream")
 
     def __init__(
-        self, sock: socket.socket, address: object, since: float, *, silent: bool
+        self, number: int, sock: socket.socket, address: object, since: float, *, silent: bool
     ) -> None:
+        super().__init__(number, format_address(address), since)
         self.sock = sock
-        self.address = address
-        self.since = since
+        self.sock_address = address
         self.silent = silent
         self.stream: Stream | None = None
-
-
-class VisitorRelay(Relay):
-    """A visitor that had not spoken when it was taken for one: it may yet be the link."""
-
-    __slots__ = ("_address", "_decided", "_half", "_worker")
-
-    def __init__(self, worker: ServerWorker, sock: socket.socket, address: object) -> None:
-        super().__init__(worker.loop, sock, worker.on_visitor_over)
-        self._worker = worker
-        self._address = address
-        self._decided = False
-        self._half = False
-
-    def on_events(self, events: int) -> None:
-        """Look at the first bytes before they are read; from then on, be a plain relay."""
-        if self._decided or self._is_visitor():
-            super().on_events(events)
-
-    def _is_visitor(self) -> bool:
-        try:
-            first = self._sock.recv(len(MAGIC), socket.MSG_PEEK)
-        except BlockingIOError:
-            return True  # woken for writing only
-        except OSError:
-            self._fail()
-            return False
-        if first == MAGIC:
-            self._become_link()
-            return False
-        if first and MAGIC.startswith(first) and not self._half:
-            # Half a magic: wait for the rest, but not for ever. Woken again for less than all
-            # of it: there will be no more.
-            self._half = True
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, len(MAGIC))
-            self._loop.call_later(MIN_UNDECIDED_SECONDS, self._decide)
-            return self.waiting_bytes > 0
-        self._decided = True
-        return True
-
-    def _decide(self) -> None:
-        """Nothing more came behind half a magic: it was meant for the target."""
-        self._decided = True
-        if self._sock.fileno() >= 0:
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
-
-    def _become_link(self) -> None:
-        """A lost packet made it look silent. If nothing was written to it, no harm is done."""
-        if self.stream.received:
-            self.stream.reset(ResetCode.CANCELLED)
-            self.abort(ResetCode.CANCELLED)  # the client dials again
-            return
-        sock, address, worker = self._sock, self._address, self._worker
-        self._let_go()
-        self.stream.reset(ResetCode.CANCELLED)
-        worker.on_visitor_over(self)
-        worker.on_link(sock, address)
 
 
 class ServerWorker(Worker):
@@ -165,7 +107,8 @@ class ServerWorker(Worker):
             self.warn("max_visitors", "max_visitors are here already: another was reset")
             return
         self.counters[Counter.VISITORS_TOTAL] += 1
-        held = _Held(sock, address, self.loop.now, silent=silent)
+        number = self.visitors.next_id()
+        held = _Held(number, sock, address, self.loop.now, silent=silent)
         if self._can_open():
             self._open(held)
         elif silent or self.context.hold_seconds <= 0:
@@ -183,12 +126,12 @@ class ServerWorker(Worker):
         link = self.link
         assert link is not None, "the caller looked"
         sock = visitor.sock
-        addresses = pack_address(visitor.address) + pack_address(local_address(sock))
+        addresses = pack_address(visitor.sock_address) + pack_address(local_address(sock))
         if visitor.stream is not None:
             self._open_again(visitor, visitor.stream, link.session, addresses)
             return
         if visitor.silent:
-            relay: Relay = VisitorRelay(self, sock, visitor.address)
+            relay: Relay = VisitorRelay(self, sock, visitor.sock_address)
         else:
             relay = Relay(self.loop, sock, self.on_visitor_over)
         stream = link.session.open_stream(relay, cookie(sock), addresses)
@@ -197,6 +140,7 @@ class ServerWorker(Worker):
             self.warn("memory", "the tunnel's memory is used up: a visitor was reset")
             return
         self._relays[relay] = visitor
+        visitor.relay = relay
         relay.start(stream)
         link.ask_for_life()
 
@@ -211,6 +155,7 @@ class ServerWorker(Worker):
             relay.abort(0)
             return
         self._relays[relay] = visitor
+        visitor.relay = relay
         relay.start_again(stream)
 
     def _hold_again(self, unanswered: list[Stream]) -> None:
@@ -221,6 +166,7 @@ class ServerWorker(Worker):
             visitor = self._relays.pop(relay) if isinstance(relay, Relay) else None
             if visitor is not None and isinstance(relay, Relay):
                 relay.pause()
+                visitor.relay = None
                 visitor.stream = stream
                 waiting.append(visitor)
         self._held = dict.fromkeys([*waiting, *self._held])
@@ -229,6 +175,7 @@ class ServerWorker(Worker):
 
     def _send_away(self, visitor: _Held) -> None:
         """Reset a visitor that waited in vain."""
+        self.log_visitor(visitor)
         if visitor.stream is None:
             visitor.sock.close()  # as prepared, that is a RST
             return
@@ -239,10 +186,26 @@ class ServerWorker(Worker):
 
     def on_visitor_over(self, relay: Relay) -> None:
         """A visitor has gone."""
-        self._relays.pop(relay, None)
+        visitor = self._relays.pop(relay, None)
+        if visitor is not None:
+            self.log_visitor(visitor)
         self._count_visitors()
         if self.draining:
             self._leave_if_empty()
+
+    def all_visitors(self) -> list[Visitor]:
+        """Return who is connected, those who wait for the link included."""
+        return [*self._relays.values(), *self._held]
+
+    def kick(self, visitor: Visitor) -> None:
+        """Reset a visitor, and its connection to the target."""
+        if isinstance(visitor, _Held) and visitor in self._held:
+            del self._held[visitor]
+            visitor.kicked = True
+            self._send_away(visitor)
+        else:
+            super().kick(visitor)
+        self._count_visitors()
 
     def _count_visitors(self) -> None:
         self.counters[Counter.VISITORS] = len(self._relays) + len(self._held)
@@ -305,7 +268,6 @@ class ServerWorker(Worker):
             self.on_proven(claim)
         elif owner.heard > asked:
             claim.refuse(RefusedCode.IN_USE, owner.peer)
-            self.warn("in use", f"another client claims this port while {owner.peer} holds it")
         elif self.loop.now >= asked + OWNER_SECONDS:
             self._take_link(claim)
         else:

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -14,9 +13,6 @@ from click.testing import CliRunner
 from tunneltcp import __version__
 from tunneltcp.cli import main as cli_main
 from tunneltcp.cli import run as cli_run
-from tunneltcp.config.model import Config, TunnelConfig
-from tunneltcp.control.context import Role
-from tunneltcp.master.process import ProcessState
 
 ROOT = Path(__file__).parents[3]
 
@@ -97,45 +93,6 @@ def test_the_master_stays_lean():
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.stdout == "[]\n"
-
-
-def master_of(*states: ProcessState):
-    tunnels = [
-        SimpleNamespace(
-            config=TunnelConfig(remote_port=60001 + n), life=SimpleNamespace(state=state)
-        )
-        for n, state in enumerate(states)
-    ]
-    return SimpleNamespace(
-        tunnels=tunnels, role=Role.SERVER, instance="web", config=Config(tunnels=()),
-        folders=SimpleNamespace(log=Path("/l"), state=Path("/s")),
-    )  # fmt: skip
-
-
-def test_what_is_announced():
-    up, waiting = ProcessState.RUNNING, ProcessState.BACKOFF
-    lines = cli_run._announcement(master_of(up, up, waiting, up))
-    assert lines == [
-        "tunneltcp server ready: listening on 127.0.0.1 port 60001-60002, 60004"
-        " (1 waiting, see status)",
-        "  logs   /l",
-        "  state  /s",
-        "  next   tunneltcp status --instance web",
-    ]
-    assert "port none (1 waiting" in cli_run._announcement(master_of(waiting))[0]
-
-
-def test_the_announcement_never_waits_for_its_reader():
-    reader, writer = os.pipe()
-    saved = os.dup(1)
-    try:
-        os.dup2(writer, 1)
-        for _ in range(2000):
-            cli_run.announce(master_of(ProcessState.RUNNING))
-    finally:
-        os.dup2(saved, 1)
-        for fd in (reader, writer, saved):
-            os.close(fd)
 
 
 def test_keys_differ_by_port():

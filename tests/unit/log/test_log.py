@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json  # noqa: TID251 - to read lines as a stranger would
 import os
 import re
 import subprocess
 import sys
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -252,3 +254,101 @@ def test_throttle_forgets_the_kind_not_seen_for_longest():
     throttle.admit("c", 2.0)  # b goes
     assert throttle.admit("a", 3.0) is None
     assert throttle.admit("b", 3.0) == 0
+
+
+class TestJson:
+    """The same lines for programs: one object each, whatever is in it."""
+
+    @pytest.fixture
+    def begin(self, path):
+        def begin(**options):
+            setup_log(path, max_bytes=1_000_000, files=2, as_json=True, **options)
+
+        return begin
+
+    def objects(self, path):
+        return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+    def test_a_line_and_its_fields(self, path, begin):
+        begin(tunnel=60001)
+        logger.bind(peer="1.2.3.4:5", seconds=1.25, ok=True, none=None).warning("link {}", "up")
+        (line,) = self.objects(path)
+        assert datetime.fromisoformat(line.pop("time")).utcoffset() == timedelta(0)
+        fields = {
+            "tunnel": 60001,
+            "peer": "1.2.3.4:5",
+            "seconds": 1.25,
+            "ok": True,
+            "none": None,
+        }
+        assert line == {"level": "WARNING", "message": "link up", "fields": fields}
+
+    def test_a_traceback_is_a_text_without_values(self, path, begin):
+        begin()
+        try:
+            secret = "do not show"  # noqa: F841
+            raise ValueError("bad\n{}")
+        except ValueError:
+            logger.exception("it broke")
+        (line,) = self.objects(path)
+        assert line["message"] == "it broke"
+        assert line["traceback"].endswith("ValueError: bad\n{}\n")
+        assert "Traceback (most recent call last)" in line["traceback"]
+        assert "do not show" not in line["traceback"]
+
+    @given(
+        text=st.text() | st.text(st.characters(max_codepoint=0xA0)),
+        value=st.text() | st.integers() | st.floats() | st.binary(),
+    )
+    def test_foreign_text_stays_in_its_line(self, tmp_path_factory, text, value):
+        path = tmp_path_factory.mktemp("log") / "x.log"
+        setup_log(path, max_bytes=1_000_000, files=1, as_json=True)
+        logger.bind(value=value).info("{}", text)
+        assert dropped_lines() == 0
+        raw = path.read_text()
+        assert len(raw.splitlines()) == 1
+        assert raw[:-1] == escape(raw[:-1]), "nothing that a terminal obeys"
+        (line,) = self.objects(path)
+        plain = text.encode("utf-8", "backslashreplace").decode()
+        assert line["message"] == plain or len(plain) > 300
+
+    @pytest.mark.parametrize("character", ["x", "\x01", "\u202e", "\U0001f600", '"'])
+    def test_a_long_line_is_cut_and_still_an_object(self, path, begin, character):
+        begin()
+        logger.bind(a=character * 20_000, b=character * 20_000).info(character * 20_000)
+        logger.info("next")
+        first, second = self.objects(path)
+        assert first["message"].startswith(character)
+        assert first["message"].endswith("...")
+        assert second["message"] == "next"
+        assert all(len(line) <= 8192 for line in path.read_bytes().splitlines(keepends=True))
+
+    def test_too_much_of_everything_is_still_an_object(self, path, begin):
+        begin()
+        logger.bind(**{f"field{n}": n for n in range(2000)}).info("x")
+        assert len(self.objects(path)) == 1
+
+    def test_standard_error_gets_an_object_too(self, path, begin):
+        reader, writer = os.pipe()
+        saved = os.dup(2)
+        try:
+            os.dup2(writer, 2)
+            begin(stderr=True)
+            logger.info("x" * 7000)
+            said = os.read(reader, 10_000)
+        finally:
+            os.dup2(saved, 2)
+            for fd in (reader, writer, saved):
+                os.close(fd)
+        assert len(said) <= 4096
+        assert json.loads(said)["message"].startswith("xxx")
+        assert self.objects(path)[0]["message"] == "x" * 7000
+
+    def test_it_can_be_switched_back(self, path, begin):
+        begin()
+        logger.info("one")
+        setup_log(path, max_bytes=1_000_000, files=2)
+        logger.info("two")
+        first, second = lines(path)
+        assert json.loads(first)["message"] == "one"
+        assert LINE.fullmatch(second)

@@ -77,10 +77,22 @@ def _serve(context, kind, say, counters, selector, listeners) -> int:
             message = orjson.loads(packet)
             if message["type"] == "addresses":
                 say({"type": "link", "state": "up", "peer": repr(message["addresses"])})
+            if "number" in message:
+                _answer(kind, say, message)
+                continue
             if kind == "stubborn" or (kind == "keep" and message["type"] == "drain"):
                 continue
             if message["type"] in ("drain", "stop"):
                 return 0
+
+
+def _answer(kind, say, question) -> None:
+    if kind == "dies":
+        os._exit(1)
+    if kind != "deaf":
+        body = {"asked": question["type"], "visitors": [], "next": None}
+        say({"type": "answer", "number": question["number"], "body": body})
+        say({"type": "answer", "number": question["number"], "body": {"twice": True}})
 
 
 @dataclass
@@ -96,6 +108,20 @@ class MasterProcess:
 
     def tunnel(self, index: int = 0) -> Any:
         return self.status()["tunnels"][index]
+
+    def ask(self, op: str, **words: object) -> dict[str, Any]:
+        return ask(self.folders.run, {"op": op, **words})
+
+    def at(self, port: int) -> Any:
+        """Return what status says of a port; None if there is no such tunnel."""
+        return next((t for t in self.status()["tunnels"] if t["port"] == port), None)
+
+    def wait_port(self, port: int, state: str) -> Any:
+        def check():
+            mine = (t for t in self._tunnels() if t.get("port") == port)
+            return next((t for t in mine if t["state"] == state), None)
+
+        return wait_until(check, 10, f"{port} is {state}")
 
     def wait_ready(self) -> None:
         wait_until(lambda: all(t["state"] == "running" for t in self._tunnels()), 10, "ready")
@@ -144,12 +170,14 @@ def start_master(folders):
     before = Snapshot.take()
     running: list[MasterProcess] = []
 
-    def start(*tunnels: TunnelConfig, role=Role.SERVER, prepare=None, **settings):
+    def start(
+        *tunnels: TunnelConfig, role=Role.SERVER, prepare=None, load_again=None, **settings
+    ):
         settings = {"drain_seconds": 1.0, "server": "localhost", **settings}
-        config = Config(tunnels=tunnels, **settings)
+        config = Config(tunnels=tunnels, **settings) if load_again is None else load_again()
         pid = os.fork()  # noqa: TID251 - a master of its own, without a second's start-up
         if pid == 0:
-            _run_master(config, role, folders, prepare)
+            _run_master(config, role, folders, prepare, load_again)
         running.append(MasterProcess(pid, folders))
         return running[-1]
 
@@ -170,7 +198,7 @@ def _reap_orphans(before: Snapshot) -> None:
             os.waitpid(pid, os.WNOHANG)
 
 
-def _run_master(config, role, folders, prepare):
+def _run_master(config, role, folders, prepare, load_again):
     code = 99
     try:
         os.closerange(3, 4096)  # what the test holds (a busy port) is not ours
@@ -185,6 +213,7 @@ def _run_master(config, role, folders, prepare):
             folders=folders,
             worker_main=fake_worker,
             port_keys=lambda port: (port.to_bytes(2, "big"),),
+            load_again=load_again,
         )
         code = master.run()
     except BaseException:  # noqa: BLE001 - shown, and a code that no test expects

@@ -22,8 +22,11 @@ class Bench:
         self.open: list[socket.socket] = []
         self.size = 10
 
-    def answer(self, request):
-        return {"asked": request, "filler": "x" * self.size}
+    def answer(self, request, respond):
+        if request.get("op") == "later":
+            self.respond = respond
+        else:
+            respond({"asked": request, "filler": "x" * self.size})
 
     def connect(self) -> socket.socket:
         made = socket.socket(socket.AF_UNIX)
@@ -148,7 +151,9 @@ def test_a_path_too_long_for_an_address(tmp_path):
     folder = tmp_path / ("d" * 100) / ("e" * 100)
     folder.mkdir(parents=True)
     loop = Loop(max_sleep_seconds=0.0)
-    control = ControlSocket(loop, folder / "control.sock", lambda request: request)
+    control = ControlSocket(
+        loop, folder / "control.sock", lambda request, respond: respond(request)
+    )
     assert (folder / "control.sock").is_socket()
     control.close()
     loop.close()
@@ -159,5 +164,5 @@ def test_a_socket_left_by_a_crash_is_replaced(tmp_path):
     with socket.socket(socket.AF_UNIX) as old:
         old.bind(str(path))
     loop = Loop(max_sleep_seconds=0.0)
-    ControlSocket(loop, path, lambda request: request).close()
+    ControlSocket(loop, path, lambda request, respond: respond(request)).close()
     loop.close()

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from tunneltcp.config.state import host_id
 from tunneltcp.errors import ConfigError, MasterRunning
 from tunneltcp.master.folders import (
     Folders,
     InstanceLock,
     find_folders,
-    host_id,
     instance_problem,
     locked_pid,
     make_folders,

@@ -13,8 +13,9 @@ import pytest
 from tests.support.leaks import Snapshot
 from tests.support.ports import free_port
 from tunneltcp.master.children import Children
-from tunneltcp.master.helpers import Helpers, Lookups, look_up, port_holder
+from tunneltcp.master.helpers import Helpers, Lookups, port_holder
 from tunneltcp.net.loop import Loop
+from tunneltcp.net.names import look_up
 
 
 class Bench:
@@ -107,8 +108,14 @@ def test_names_that_do_not_exist():
 def test_who_holds_a_port():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        assert f"(process {os.getpid()}) listens on it" in port_holder(port)
+        found = port_holder(port)
+        assert f"(process {os.getpid()}) listens on it" in str(found["holder"])
+        assert found["listens"] is True
+        reserved = Path("/proc/sys/net/ipv4/ip_local_reserved_ports").read_text().strip()
+        assert found["reserved"] == reserved
         with socket.create_connection(("127.0.0.1", port)) as outgoing:
             mine = outgoing.getsockname()[1]
-            assert port_holder(mine).endswith(f"to 127.0.0.1 port {port} holds it")
-    assert port_holder(free_port()) == ""
+            found = port_holder(mine)
+            assert str(found["holder"]).endswith(f"to 127.0.0.1 port {port} holds it")
+            assert found["listens"] is False
+    assert port_holder(free_port())["holder"] == ""

@@ -8,8 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tunneltcp.advice import Trouble
 from tunneltcp.errors import ControlChannelError
-from tunneltcp.master.messages import LinkChanged, Ready, Replace, Resolve, parse_message
+from tunneltcp.master.messages import (
+    LinkChanged,
+    Ready,
+    Replace,
+    Resolve,
+    TargetChanged,
+    Warned,
+    parse_message,
+)
 
 
 def test_what_is_known():
@@ -24,12 +33,27 @@ def test_what_is_known():
     )
     down = parse_message({"type": "link", "state": "down", "reason": "x" * 1000})
     assert isinstance(down, LinkChanged)
-    assert (len(down.reason), down.peer, down.seconds) == (300, "", None)
+    assert (len(down.reason), down.peer, down.seconds) == (400, "", None)
+
+
+def test_what_a_person_should_see():
+    down = {"type": "link", "state": "down", "trouble": "refuses", "detail": "x" * 1000}
+    found = parse_message(down)
+    assert isinstance(found, LinkChanged)
+    assert (found.trouble, len(found.detail)) == (Trouble.REFUSES, 400)
+    unknown: object
+    for unknown in ("of tomorrow", None, 5, ["refuses"], {}):
+        found = parse_message(down | {"trouble": unknown})
+        assert isinstance(found, LinkChanged)
+        assert found.trouble is None
+    assert parse_message({"type": "target", "reason": ""}) == TargetChanged(reason="")
+    assert parse_message({"type": "warning", "text": "a" * 500}) == Warned(text="a" * 400)
 
 
 @pytest.mark.parametrize(
     "message",
     [{}, {"type": "x"}, {"type": "link"}, {"type": "link", "state": "sideways"}, {"type": 1},
+     {"type": "target"}, {"type": "target", "reason": None}, {"type": "warning", "text": 1},
      {"type": "resolve", "host": "", "port": 1},
      {"type": "resolve", "host": "a", "port": 70_000},
      {"type": "resolve", "host": "a"}, {"type": "resolve", "host": "a", "port": "1"},

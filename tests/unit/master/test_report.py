@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from loguru import logger
 
+from tunneltcp.advice import Trouble
 from tunneltcp.master.messages import LinkChanged
 from tunneltcp.master.report import REPLACED, Reporter, describe_exit, stamp
 
@@ -98,3 +100,41 @@ def test_a_port_that_opens_at_last(said, loop):
     report.bound()
     report.bound()
     assert said == ["waiting: x", "port is open"]
+
+
+def test_why_there_is_no_link_is_known_until_there_is_one(said, loop):
+    others = False
+    report = Reporter(60001, loop, lambda: others)
+    failure = LinkChanged(
+        state="down", peer="vps:60001", reason="?", seconds=None, trouble=Trouble.REFUSES
+    )
+    report.link(failure)
+    assert report.trouble.startswith("vps:60001 refuses the connection: ")
+    others = True
+    report.link(failure)
+    report.link(replace(failure, peer="vps:60001 (::1)"))
+    assert "other tunnels to this server are up" in report.trouble
+    assert [line.partition(",")[0] for line in said] == [
+        "no link: vps:60001 refuses the connection: tunneltcp is not running there",
+        "no link: vps:60001 refuses the connection",
+    ]
+    report.link(link("up"))
+    assert report.trouble == ""
+    report.link(failure)
+    report.exited(describe_exit(9, 0.1, ""), expected=False)
+    assert report.trouble == ""
+
+
+def test_a_target_that_comes_and_goes(said, loop):
+    report = Reporter(60001, loop)
+    for reason in ("a visitor came, but {}", "a visitor came, but {}", ""):
+        report.target(reason)
+        assert report.trouble == reason
+    assert said == ["a visitor came, but {}", "the target answers again"]
+
+
+def test_warnings_of_a_worker_are_bounded(said, loop):
+    report = Reporter(60001, loop)
+    for number in range(100):
+        report.warned(f"{number}: {{}}")
+    assert said == [f"{number}: {{}}" for number in range(20)]

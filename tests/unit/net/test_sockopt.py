@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import struct
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,13 +16,17 @@ from tests.support.fake_peer import tcp_pair
 from tests.support.sockets import expect_reset, receive_all
 from tunneltcp.master.resources import open_listeners
 from tunneltcp.net.sockopt import (
+    CONNECT_BEGUN,
     LINK_TIMEOUT_MS,
     LINK_UNSENT_BYTES,
     TCP_NOTSENT_LOWAT,
     UNSENT_BYTES,
     close_cleanly,
     cookie,
+    error_text,
+    gather_send,
     is_connected_to_itself,
+    new_socket,
     prepare_connection,
     prepare_link,
     prepare_listener,
@@ -199,3 +206,31 @@ class TestCookie:
         sock = socket.socket()
         sock.close()
         assert cookie(sock) == 0
+
+
+@pytest.mark.parametrize("platform", ["linux", "darwin", "win32"])
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_a_new_socket_waits_for_nothing(family, platform, monkeypatch):
+    monkeypatch.setattr(sys, "platform", platform)
+    with new_socket(family) as sock:
+        assert not sock.getblocking()
+        assert not os.get_blocking(sock.fileno())
+        assert (sock.family, sock.type) == (family, socket.SOCK_STREAM)
+
+
+def test_a_connect_that_goes_on_has_begun_and_one_without_a_port_has_not():
+    assert errno.EINPROGRESS in CONNECT_BEGUN
+    assert errno.EAGAIN not in CONNECT_BEGUN, "on Linux that is a failure: nothing goes on"
+
+
+@pytest.mark.parametrize("platform", ["linux", "darwin", "win32"])
+def test_a_list_is_sent_as_one(prepared_pair, platform, monkeypatch):
+    one, other = prepared_pair
+    monkeypatch.setattr(sys, "platform", platform)
+    assert gather_send(one)([b"ab", memoryview(b"cd")]) == 4
+    assert other.recv(10) == b"abcd"
+
+
+def test_errors_have_the_words_of_this_system():
+    for code in (errno.ECONNREFUSED, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.EMFILE):
+        assert error_text(code) == os.strerror(code)

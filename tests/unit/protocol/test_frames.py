@@ -103,7 +103,7 @@ def test_unknown_types_have_no_valid_size(kind):
 
 def test_limits():
     assert frames.MAX_PAYLOAD_BYTES == 262_144
-    assert frames.MAX_STREAM_ID == 2**40 - 1
+    assert frames.ID_MASK == 2**40 - 1
     assert frames.MAX_OFFSET == 2**62
     assert frames.HEADER_BYTES == DATA_HEADER.size == 16
 

@@ -45,6 +45,15 @@ def test_a_stream_is_confirmed_by_any_credit(server):
     assert end.stream.limit == MIB
 
 
+def test_a_stream_is_confirmed_by_a_fin(server):
+    end = server.open()
+    server.sent()
+    server.feed(make.fin(ID, 0))
+    assert end.stream.confirmed
+    assert end.fin_passed_on
+    assert server.session.take_unanswered() == [], "it must not begin anew: its socket has FIN"
+
+
 def test_a_visitor_too_many_is_answered_with_over_limit(new_bench):
     bench = new_bench("client", max_streams=2)
     for stream_id in (1, 2, 3):
@@ -337,6 +346,8 @@ def starve(bench):
 def test_a_ring_that_comes_back_feeds_the_starved(bench):
     _, two = starve(bench)
     bench.feed(make.credit(1, 100, MIB))
+    assert not two.watching, "what was handed out may not be written yet"
+    bench.sent()
     assert two.watching
     assert two.read() == 100
 
@@ -347,6 +358,7 @@ def test_all_who_starve_are_fed(bench):
     three.write(1)
     assert three.read() == -1
     bench.feed(make.credit(1, 100, MIB))
+    bench.sent()
     assert one.watching
     assert two.watching
     assert three.watching

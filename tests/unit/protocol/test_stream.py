@@ -39,6 +39,8 @@ def test_a_ring_is_taken_with_the_first_byte_and_given_back_with_the_last(server
     assert end.holds_ring
     server.feed(make.credit(ID, 1000, MIB))
     assert not end.holds_ring
+    assert server.session.sender.has_output, "the link is asked once more, so it goes back"
+    assert server.sent() == []
     assert server.side.arena.used_bytes == 0
 
 

@@ -113,6 +113,12 @@ class Bench:
         endpoint.stream = self.link.session.open_stream(endpoint, 7, UNKNOWN_ADDRESSES)
         return endpoint
 
+    def announced(self) -> FakeEndpoint:
+        """Open a stream, and let its OPEN reach the far end."""
+        endpoint = self.open()
+        self.until(lambda: self.raw.of(FrameType.OPEN))
+        return endpoint
+
     def play_session(self, reads: int = 1 << 20) -> FakeHandler:
         """Put a real session at the far end, which reads so many bytes a round."""
         handler = FakeHandler()
@@ -190,8 +196,7 @@ class TestBytes:
             assert endpoint.received == pattern(10 + seed, 0, size)
 
     def test_frames_may_come_byte_by_byte(self, bench, monkeypatch):
-        endpoint = bench.open()
-        bench.until(lambda: bench.raw.of(FrameType.OPEN))
+        endpoint = bench.announced()
         stream_id = endpoint.stream.id
         script = RawLink(bench.raw.peer.sock)
         monkeypatch.setattr(script.peer, "_push", lambda: None)  # only collects
@@ -218,8 +223,7 @@ class TestBytes:
         assert [frame.value for frame in bench.raw.of(FrameType.PONG)][-1] == 6
 
     def test_reading_does_not_wait_for_writing(self, bench):
-        endpoint = bench.open()
-        bench.until(lambda: bench.raw.of(FrameType.OPEN))
+        endpoint = bench.announced()
         bench.raw.peer.reads = False
         bench.raw.credit(endpoint.stream.id, 0, 32 << 20)
         bench.settle()
@@ -234,8 +238,7 @@ class TestBytes:
         bench.until(lambda: bench.raw.of(FrameType.CREDIT) or bench.pass_time(SWEEP_SECONDS))
 
     def test_delivered_bytes_are_reported_when_the_stream_is_quiet(self, bench):
-        endpoint = bench.open()
-        bench.until(lambda: bench.raw.of(FrameType.OPEN))
+        endpoint = bench.announced()
         bench.raw.send(FrameType.DATA, endpoint.stream.id, 0, b"hello")
         bench.until(lambda: endpoint.received)
         bench.settle()
@@ -519,8 +522,7 @@ class TestEnd:
         assert bench.owner.said == []
 
     def test_a_closed_link_leaves_no_timer_that_acts(self, bench):
-        endpoint = bench.open()
-        bench.until(lambda: bench.raw.of(FrameType.OPEN))
+        endpoint = bench.announced()
         bench.raw.send(FrameType.DATA, endpoint.stream.id, 0, b"hello")  # a sweep is due
         bench.until(lambda: endpoint.received)
         bench.link.close()
@@ -572,8 +574,7 @@ class TestEnd:
 
     @pytest.mark.slow
     def test_a_peer_that_makes_us_answer_and_does_not_read_loses_the_link(self, bench):
-        endpoint = bench.open()
-        bench.until(lambda: bench.raw.of(FrameType.OPEN))
+        endpoint = bench.announced()
         bench.raw.peer.reads = False
         stream_id = endpoint.stream.id
         flood = (FrameType.RESET << 60 | 2 << 40 | stream_id).to_bytes(8, "big") + bytes(8)
@@ -595,8 +596,7 @@ class TestMemory:
         assert not buffer.used
 
     def test_a_long_receive_makes_the_buffer_worth_giving_back(self, bench):
-        endpoint = bench.open()
-        bench.until(lambda: bench.raw.of(FrameType.OPEN))
+        endpoint = bench.announced()
         bench.raw.send(FrameType.DATA, endpoint.stream.id, 0, b"hello")
         bench.until(lambda: endpoint.received)
         assert not bench.link._buffer.used

@@ -64,7 +64,7 @@ class TestCounters:
         counters[Counter.LINK_STATE] = LinkState.DOUBTED
         counters[Counter.BYTES_IN] = 5000
         counters[Counter.VISITORS_TOTAL] = 9
-        bench.loop.unregister(bench.worker._channel.fileno())
+        bench.loop.unregister(bench.worker.host._channel.fileno())
         bench.worker.begin()
         for which in (Counter.VISITORS, Counter.HELD, Counter.RTT_US, Counter.LINK_STATE):
             assert counters[which] == 0
@@ -88,7 +88,7 @@ class TestSignals:
         }
         old = signal.set_wakeup_fd(-1)
         try:
-            bench.worker._catch_signals()
+            bench.worker.host.catch_signals(bench.loop)
             for number in numbers:
                 os.kill(os.getpid(), number)
             world.settle()
@@ -96,9 +96,10 @@ class TestSignals:
             signal.set_wakeup_fd(old)
             for number, handler in kept.items():
                 signal.signal(number, handler)
-            bench.loop.unregister(bench.worker._waker.fileno())
-            bench.worker._waker.close()
-            bench.worker._wake_writer.close()
+            host = bench.worker.host
+            bench.loop.unregister(host._waker.fileno())
+            host._waker.close()
+            host._wake_writer.close()
         return bench.messages
 
     def test_term_asks_the_master_for_a_successor_and_serves_on(self, world, bench):
@@ -115,7 +116,7 @@ class TestSignals:
 def test_run_turns_until_it_is_told_to_stop(world, monkeypatch):
     """The way a process runs it, but for its signals."""
     bench = world.server()
-    monkeypatch.setattr(bench.worker, "_catch_signals", lambda: None)
+    monkeypatch.setattr(bench.worker.host, "catch_signals", lambda _loop: None)
     monkeypatch.setattr(bench.worker, "begin", lambda: None)
     bench.say(type="stop")
     assert bench.worker.run() == ExitCode.DONE

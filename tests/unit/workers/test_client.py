@@ -278,7 +278,8 @@ class TestRefused:
         client = world.client(raw.port, app.port)
         world.until(lambda: client.told("link"))
         assert client.told("link")[0]["state"] == "down"
-        assert "in_use" in client.told("link")[0]["reason"]
+        assert client.told("link")[0]["trouble"] == "in_use"
+        assert "another client" in client.told("link")[0]["reason"]
 
 
 class TestDoubt:
@@ -498,7 +499,7 @@ class TestTarget:
         self.open(world, raw, 3)
         world.until(lambda: len(app.peers) == 3)
         world.settle()
-        (third,) = client.worker._relays - before
+        (third,) = set(client.worker._relays) - before
         assert third.tried == 0
 
     def test_without_a_descriptor_the_visitor_is_reset(self, world, raw, client):

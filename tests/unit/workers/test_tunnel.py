@@ -63,11 +63,16 @@ class TestBytes:
             assert visitor.received == pattern(1000 + seed, 0, size)
 
 
+def first_and_other(tunnel, first):
+    """Both ends of a new visit; the one that is to end first comes first."""
+    visitor, peer = tunnel.visit(b"question")
+    return (visitor, peer) if first == "visitor" else (peer, visitor)
+
+
 class TestEnds:
     @pytest.mark.parametrize("first", ["visitor", "target"])
     def test_half_close(self, world, tunnel, first):
-        visitor, peer = tunnel.visit(b"question")
-        one, other = (visitor, peer) if first == "visitor" else (peer, visitor)
+        one, other = first_and_other(tunnel, first)
         one.finish()
         world.until(lambda: other.end)
         assert other.end == "fin"
@@ -84,8 +89,7 @@ class TestEnds:
 
     @pytest.mark.parametrize("first", ["visitor", "target"])
     def test_rst(self, world, tunnel, first):
-        visitor, peer = tunnel.visit(b"question")
-        one, other = (visitor, peer) if first == "visitor" else (peer, visitor)
+        one, other = first_and_other(tunnel, first)
         one.reset()
         world.until(lambda: other.end)
         assert other.end == "rst"

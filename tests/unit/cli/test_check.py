@@ -1,0 +1,161 @@
+"""``tunneltcp check``: all problems at once, or what would run."""
+
+from __future__ import annotations
+
+import os
+
+import orjson
+import pytest
+from click.testing import CliRunner
+
+from tunneltcp.cli.main import main
+
+BARE = '[{"local_port": 8000, "remote_port": 60001}, {"local_port": 22, "remote_port": 60002}]'
+
+
+@pytest.fixture
+def check(tmp_path):
+    """Return a function that checks a text with some options."""
+
+    def run(text, *options):
+        path = tmp_path / "tunnels.json"
+        path.write_text(text)
+        done = CliRunner().invoke(main, ["check", str(path), *options])
+        assert "Traceback" not in done.output
+        name = f"{path}"
+        return done.exit_code, [
+            line.replace(name, "FILE") for line in (done.stdout + done.stderr).splitlines()
+        ]
+
+    return run
+
+
+def test_a_bare_list_is_right_for_both(check):
+    code, lines = check(BARE)
+    assert code == 0
+    assert lines == [
+        "FILE is right for the server and the client (give --server HOST)",
+        "port   target          name          settings",
+        "60001  localhost:8000  tunnel-60001",
+        "60002  localhost:22    tunnel-60002",
+    ]
+
+
+def test_what_differs_from_the_default_is_shown(check):
+    code, lines = check(
+        """{"tunnels": [{"remote_port": 60001, "local_port": 80, "local_host": "::1",
+            "name": "shop", "max_visitors": 7, "link_port": 9}],
+            "server": "vps", "hold": 3, "drain": 0, "access_log": true}"""
+    )
+    assert code == 0
+    assert lines == [
+        "FILE is right for the client",
+        "client: server=vps drain=0",
+        "port   target    name  settings",
+        "60001  [::1]:80  shop  link_port=9 hold=3 max_visitors=7 access_log=true",
+    ]
+
+
+def test_ports_are_for_the_server(check):
+    code, lines = check('{"ports": "60001-60002", "bind": "*"}')
+    assert code == 0
+    assert lines == [
+        "FILE is right for the server",
+        "server: bind=0.0.0.0,::",
+        "port   target  name          settings",
+        "60001  -       tunnel-60001",
+        "60002  -       tunnel-60002",
+    ]
+
+
+def test_every_problem_at_once_with_its_path(check):
+    code, lines = check(
+        """{"tunnels": [{"remote_port": 1, "local_port": 5},
+                        {"remote_port": 60001.0, "local_port": true},
+                        {"remote_port": 1, "local_port": 5, "hodl": 3}], "drain": NO}"""
+    )
+    assert (code, lines) == (
+        2,
+        ["tunneltcp: FILE: line 3 column 83: is not JSON: Expecting value"],
+    )
+    code, lines = check(
+        """{"tunnels": [{"remote_port": 1, "local_port": 5},
+                        {"remote_port": 60001.0, "local_port": true},
+                        {"remote_port": 1, "local_port": 5, "hodl": 3}], "drain": -1}"""
+    )
+    assert code == 2
+    assert lines == [
+        "tunneltcp: FILE: tunnels[1].remote_port: 60001.0 is not a port (1-65535)",
+        "tunneltcp: FILE: tunnels[1].local_port: true is not a port (1-65535)",
+        "tunneltcp: FILE: tunnels[2].hodl: is not a known key; did you mean hold?",
+        "tunneltcp: FILE: tunnels[2].remote_port: 1 is already used by tunnels[0]",
+        "tunneltcp: FILE: drain: -1 is not a number of seconds from 0 to 3600",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('{"server": "a", "tunnels": [{"remote_port": 1}]}', "local_port: is missing"),
+        ('{"bind": "::1", "ports": "x"}', "ports: 'x' is not a port or a range"),
+    ],
+)
+def test_problems_are_those_of_the_role_it_was_meant_for(check, text, problem):
+    code, lines = check(text)
+    assert (code, len(lines)) == (2, 1)
+    assert problem in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        (["--role", "server"], 0, "is right for the server"),
+        (["--role", "client"], 2, "server: is missing; give --server HOST"),
+        (["--role", "client", "--server", "vps"], 0, "is right for the client"),
+        (["--server", "vps"], 0, "is right for the server and the client"),
+        (["--server", "http://vps"], 0, "is right for the server"),
+        (["--role", "server", "--server", "vps"], 2, "--server is for the client"),
+        (["--role", "both"], 2, "Invalid value"),
+    ],
+)
+def test_with_options(check, options, code, says):
+    found, lines = check(BARE, *options)
+    assert found == code
+    assert says in "\n".join(lines)
+
+
+def test_a_file_cut_short_at_any_byte_has_one_problem(check):
+    for end in range(len(BARE)):
+        code, lines = check(BARE[:end])
+        assert (code, len(lines)) == (2, 1), end
+        assert lines[0].startswith(
+            ("tunneltcp: FILE: line 1 column ", "tunneltcp: FILE: is empty")
+        )
+
+
+def test_for_programs(check):
+    code, lines = check(BARE, "--json")
+    answer = orjson.loads(lines[0])
+    assert (code, len(lines)) == (0, 1)
+    assert (answer["fits"], answer["needs_server"]) == (["server", "client"], True)
+    assert answer["configs"]["client"]["server"] is None
+    tunnel = answer["configs"]["client"]["tunnels"][1]
+    assert (tunnel["remote_port"], tunnel["local_port"], tunnel["hold"]) == (60002, 22, 10.0)
+    assert tunnel["link_port"] is None
+    assert "link_port" not in answer["configs"]["server"]["tunnels"][0]
+    code, lines = check('{"ports": [0, 70000]}', "--json")
+    answer = orjson.loads(lines[0])
+    assert (code, answer["fits"], answer["configs"]) == (2, [], {})
+    assert [problem.partition(":")[0] for problem in answer["problems"]] == [
+        "ports[0]",
+        "ports[1]",
+    ]
+
+
+def test_a_file_with_a_name_that_is_no_text(tmp_path):
+    path = tmp_path / os.fsdecode(b"\xff\x1b.json")
+    path.write_text(BARE)
+    for options in ([], ["--json"]):
+        done = CliRunner().invoke(main, ["check", str(path), *options])
+        assert done.exit_code == 0, done.output
+        assert "\x1b" not in done.output

@@ -1,0 +1,219 @@
+"""A new config: what it changes is done, and nothing else is touched."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from dataclasses import replace
+from functools import partial
+
+import orjson
+import pytest
+
+from tests.support.ports import free_port, free_ports
+from tests.support.wait import wait_until
+from tests.unit.master.conftest import visit
+from tests.unit.master.test_operating import can_bind, refuses
+from tunneltcp.config.load import load_config
+from tunneltcp.config.model import Config, TunnelConfig
+from tunneltcp.errors import TunnelError
+from tunneltcp.master.changes import compare
+
+
+class File:
+    """A config file and the master that was started with it."""
+
+    def __init__(self, start_master, path, role="server"):
+        self._start, self._path, self._role = start_master, path, role
+
+    def write(self, *tunnels, **settings):
+        entries = [
+            {"name": f"good-{port}"} | extra | {"remote_port": port} for port, extra in tunnels
+        ]
+        self._path.write_bytes(orjson.dumps({"drain": 1, **settings, "tunnels": entries}))
+
+    def start(self):
+        master = self._start(load_again=partial(load_config, self._path, self._role))
+        master.wait_ready()
+        return master
+
+    def break_it(self):
+        self._path.write_text('{"tunnels": [{"remote_port": true}, {"remote_port": 0}]}')
+
+
+@pytest.fixture
+def file(start_master, tmp_path):
+    return File(start_master, tmp_path / "config.json")
+
+
+def pids(master) -> dict[int, int]:
+    return {tunnel["port"]: tunnel["pid"] for tunnel in master.status()["tunnels"]}
+
+
+def test_what_is_new_comes_what_is_not_there_goes_and_the_others_keep_their_pids(file):
+    kept, gone, new = free_ports(3)
+    file.write((kept, {}), (gone, {}))
+    master = file.start()
+    before = pids(master)
+    file.write((new, {}), (kept, {}))
+    answer = master.ask("reload")
+    assert answer == {"added": [new], "removed": [gone], "changed": [], "unchanged": 1}
+    assert refuses(gone)
+    pid = master.wait_port(new, "running")["pid"]
+    assert visit(new) == pid
+    wait_until(lambda: gone not in pids(master))
+    assert can_bind(gone), "the port is given back"
+    assert visit(kept) == before[kept]
+    assert f"config read again: added {new}; removed {gone}" in master.log()
+
+
+def test_a_changed_tunnel_has_another_worker(file):
+    one, other = free_ports(2)
+    file.write((one, {}), (other, {}))
+    master = file.start()
+    before = pids(master)
+    file.write((one, {"hold": 3}), (other, {}))
+    assert master.ask("reload")["changed"] == [one]
+    wait_until(lambda: pids(master)[one] not in (None, before[one]))
+    assert visit(one) != before[one]
+    assert pids(master)[other] == before[other]
+    assert master.wait_port(one, "running")["last_exit"]["reason"] == "got other settings"
+
+
+@pytest.mark.parametrize("settings", [{"drain": 3}, {"log_files": 5}, {"budget": 1 << 21}])
+def test_settings_of_the_master_replace_no_worker(file, settings):
+    one = free_port()
+    file.write((one, {}))
+    master = file.start()
+    before = pids(master)
+    file.write((one, {"name": "good-other"}), **settings)
+    answer = master.ask("reload")
+    assert (answer["changed"], answer["unchanged"]) == ([], 1)
+    assert pids(master) == before
+    assert master.at(one)["name"] == "good-other"
+
+
+def test_hangup_does_the_same(file):
+    one, new = free_ports(2)
+    file.write((one, {}))
+    master = file.start()
+    file.write((one, {}), (new, {}))
+    master.kill(signal.SIGHUP)
+    wait_until(lambda: master.at(new) is not None)
+    master.wait_port(new, "running")
+
+
+def test_a_broken_file_changes_nothing_and_all_its_problems_are_told(file):
+    one = free_port()
+    file.write((one, {}))
+    master = file.start()
+    before = pids(master)
+    file.break_it()
+    with pytest.raises(TunnelError, match="the config was not taken"):
+        master.ask("reload")
+    master.kill(signal.SIGHUP)
+    wait_until(lambda: master.log().count("config not taken") >= 4)
+    assert "tunnels[0].remote_port" in master.log()
+    assert "tunnels[1].remote_port" in master.log()
+    assert pids(master) == before
+    assert visit(one) == before[one]
+
+
+def test_without_a_file_there_is_nothing_to_read(start_master):
+    one = TunnelConfig(remote_port=free_port(), name="good")
+    master = start_master(one)
+    master.wait_ready()
+    with pytest.raises(TunnelError, match="started with ports, not with a file"):
+        master.ask("reload")
+    assert master.tunnel()["state"] == "running"
+
+
+def test_the_ports_move_to_another_address(file):
+    one = free_port()
+    file.write((one, {}), bind="127.0.0.1")
+    master = file.start()
+    old = pids(master)[one]
+    file.write((one, {}), bind="127.0.0.2")
+    assert master.ask("reload")["changed"] == [one]
+    new = wait_until(lambda: pids(master)[one] not in (None, old) and pids(master)[one])
+    assert visit(one, "127.0.0.2") == new
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", one), 5)
+
+
+def test_one_that_comes_back_while_it_drains(file):
+    """Its predecessor has a visitor and would take the whole drain."""
+    one, other = free_ports(2)
+    file.write((one, {"name": "keep-1"}), (other, {}), drain=30)
+    master = file.start()
+    old = visit(one)
+    file.write((other, {}), drain=30)
+    master.ask("reload")
+    assert master.at(one)["reason"] == "no longer in the config"
+    file.write((one, {}), (other, {}), drain=30)
+    assert master.ask("reload")["added"] == [one]
+    wait_until(lambda: [t["port"] for t in master.status()["tunnels"]].count(one) == 1)
+    new = master.wait_port(one, "running")["pid"]
+    assert new != old
+    assert visit(one) == new
+
+
+def test_one_that_is_stopped_stays_so_and_is_forgotten_with_its_tunnel(file, folders):
+    one, other = free_ports(2)
+    file.write((one, {}), (other, {}))
+    master = file.start()
+    master.ask("stop", port=one)
+    master.wait_port(one, "stopped")
+    file.write((one, {"hold": 3}), (other, {}), bind="127.0.0.2")
+    master.ask("reload")
+    assert master.at(one)["state"] == "stopped"
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.2", one), 5)
+    file.write((other, {}), bind="127.0.0.2")
+    master.ask("reload")
+    wait_until(lambda: master.at(one) is None)
+    file.write((one, {}), (other, {}), bind="127.0.0.2")
+    master.ask("reload")
+    master.wait_port(one, "running")
+    assert orjson.loads((folders.state / "stopped.json").read_bytes()) == {"ports": []}
+
+
+class TestCompare:
+    OLD = Config(
+        tunnels=(
+            TunnelConfig(remote_port=1, local_port=10, name="a"),
+            TunnelConfig(remote_port=2, local_port=20, name="b"),
+        ),
+        server="vps",
+    )
+
+    def test_nothing(self):
+        changes = compare(self.OLD, self.OLD)
+        assert (changes.added, changes.removed, changes.changed) == ((), (), ())
+        assert not changes.rebind
+        assert changes.unchanged == self.OLD.tunnels
+
+    def test_each_way_of_differing(self):
+        first = self.OLD.tunnels[0]
+        third = TunnelConfig(remote_port=3, local_port=30, name="c")
+        changes = compare(
+            self.OLD, replace(self.OLD, tunnels=(replace(first, local_port=11), third))
+        )
+        assert changes.added == (third,)
+        assert changes.removed == (2,)
+        assert [tunnel.remote_port for tunnel in changes.changed] == [1]
+        assert changes.unchanged == ()
+
+    def test_another_server_concerns_all(self):
+        changes = compare(self.OLD, replace(self.OLD, server="other"))
+        assert changes.changed == self.OLD.tunnels
+        assert not changes.rebind
+
+    def test_another_address_concerns_all(self):
+        changes = compare(self.OLD, replace(self.OLD, bind=("::1",)))
+        assert changes.changed == self.OLD.tunnels
+        assert changes.rebind
+
+    def test_the_order_does_not_matter(self):
+        changes = compare(self.OLD, replace(self.OLD, tunnels=self.OLD.tunnels[::-1]))
+        assert (changes.added, changes.removed, changes.changed) == ((), (), ())

@@ -1,0 +1,49 @@
+"""Which tunnels a person has stopped: kept in the state folder, across our restarts."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+import orjson
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from pathlib import Path
+
+__all__ = ["StoppedPorts"]
+
+_FILE: Final = "stopped.json"
+_MAX_BYTES: Final = 64 * 1024
+"""500 ports take 4 kB."""
+
+
+class StoppedPorts:
+    """A set of public ports and the file it is kept in."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read what is there; a file that cannot be read or understood counts as empty."""
+        self._path = folder / _FILE
+        self.ports: frozenset[int] = frozenset()
+        with suppress(OSError, ValueError, TypeError, LookupError):
+            if self._path.stat().st_size <= _MAX_BYTES:
+                value = orjson.loads(self._path.read_bytes())
+                ports = value["ports"] if isinstance(value, dict) else []
+                self.ports = frozenset(port for port in ports if type(port) is int)
+
+    def keep(self, ports: Collection[int]) -> None:
+        """Replace the set, at once and whole.
+
+        Raises:
+            OSError: If it cannot be kept; it counts until the master leaves.
+        """
+        self.ports = frozenset(ports)
+        temporary = self._path.with_suffix(".new")
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(fd, orjson.dumps({"ports": sorted(self.ports)}))
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        temporary.replace(self._path)

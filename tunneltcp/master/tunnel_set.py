@@ -1,0 +1,121 @@
+"""All tunnels of a master: who is there, who comes and goes by a new config, who is stopped."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from loguru import logger
+
+from tunneltcp.master.process import Input
+from tunneltcp.master.tunnel import Tunnel
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tunneltcp.config.model import TunnelConfig
+    from tunneltcp.master.changes import Changes
+    from tunneltcp.master.stopped import StoppedPorts
+    from tunneltcp.master.tunnel import Surroundings
+
+__all__ = ["TunnelSet"]
+
+
+class TunnelSet:
+    """Keeps ``tunnels``, a list that others read."""
+
+    def __init__(
+        self, tunnels: list[Tunnel], around: Surroundings, stopped: StoppedPorts
+    ) -> None:
+        self.around = around
+        self._tunnels = tunnels
+        self._stopped = stopped
+        self._successors: list[Tunnel] = []
+        """Those that wait until a removed one with their port has gone."""
+
+    def make(self, configs: Sequence[TunnelConfig]) -> None:
+        """Make the first ones and have their ports; who was stopped before stays so.
+
+        Raises:
+            OSError: If the kernel has no memory for them.
+        """
+        for config in configs:
+            self._tunnels.append(Tunnel(config, self.around))
+        for tunnel in self._tunnels:
+            if tunnel.config.remote_port in self._stopped.ports:
+                tunnel.stop()
+            tunnel.bind()  # all ports first: nobody waits for somebody else's worker
+
+    def find(self, port: int) -> Tunnel | None:
+        """Return the tunnel that has a public port now."""
+        for tunnel in self._tunnels:
+            if tunnel.config.remote_port == port and not tunnel.is_removed:
+                return tunnel
+        return None
+
+    def stop(self, tunnel: Tunnel) -> str:
+        """Stop a tunnel until somebody starts it; return what is not as it should be."""
+        tunnel.stop()
+        return self._keep_stopped()
+
+    def start(self, tunnel: Tunnel) -> str:
+        """Start a stopped tunnel; return what is not as it should be."""
+        tunnel.start()
+        return self._keep_stopped()
+
+    def _keep_stopped(self) -> str:
+        stopped = {one.config.remote_port for one in self._tunnels if one.is_stopped}
+        if stopped == self._stopped.ports:
+            return ""
+        try:
+            self._stopped.keep(stopped)
+        except OSError as error:
+            reason = (error.strerror or "?").lower()
+            logger.warning("cannot keep which tunnels are stopped: {}", reason)
+            return f"done, but a restart of the master will forget it: {reason}"
+        return ""
+
+    def apply(self, changes: Changes, added: Sequence[Tunnel]) -> None:
+        """Act on the difference between two configs; touch nothing else."""
+        for port in changes.removed:
+            tunnel = self.find(port)
+            if tunnel is not None:
+                tunnel.remove()
+        for config in changes.changed:
+            tunnel = self.find(config.remote_port)
+            if tunnel is not None:
+                tunnel.change(config, rebind=changes.rebind)
+        for config in changes.unchanged:
+            tunnel = self.find(config.remote_port)
+            if tunnel is not None:
+                tunnel.config = config
+        for tunnel in added:
+            self._add(tunnel)
+        self._keep_stopped()
+
+    def _add(self, tunnel: Tunnel) -> None:
+        """Begin with a new tunnel, or wait for the end of the one that had its port."""
+        port = tunnel.config.remote_port
+        before = [one for one in self._tunnels if one.config.remote_port == port]
+        self._tunnels.append(tunnel)
+        if before:  # two workers of one port would write into the same files
+            before[-1].feed(Input.STOP_NOW)
+            self._successors.append(tunnel)
+        else:
+            tunnel.bind()
+            tunnel.feed(Input.START)
+
+    def forget_waiting(self) -> None:
+        """Everything ends: nobody waits for a port any more."""
+        self._successors.clear()
+
+    def drop_removed(self) -> None:
+        """Let go of those that are no longer in the config and have ended."""
+        gone = [one for one in self._tunnels if one.is_removed and one.is_gone]
+        for tunnel in gone:
+            tunnel.close()
+            self._tunnels.remove(tunnel)
+            for successor in list(self._successors):
+                if successor.config.remote_port == tunnel.config.remote_port:
+                    self._successors.remove(successor)
+                    if not successor.is_removed:
+                        successor.start()
