@@ -28,6 +28,7 @@ from rich.table import Table
 from demo_apps import ServeOne, echo, greeter, pages, start
 from demo_masters import DemoFailed, Master
 from demo_visits import VisitFailed, visit_echo, visit_greeter, visit_pages
+from tunneltcp.config.tokens import new_token
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -132,6 +133,9 @@ class Demo:
 
     def __init__(self, folder: Path, tunnels: Sequence[Tunnel]) -> None:
         self._tunnels = tunnels
+        token = folder / "token"
+        token.touch(0o600)
+        token.write_text(f"{new_token()}\n")
         config = folder / "tunnels.json"
         config.write_bytes(
             orjson.dumps(

@@ -45,6 +45,7 @@ class Master:
         command += ["--instance", f"demo-{role}", "--run-dir", str(self.run_dir)]
         command += ["--state-dir", str(folder / role / "state")]
         command += ["--log-dir", str(self.log_dir)]
+        command += ["--token-file", str(folder / "token")]
         with self._output_path.open("wb") as output:
             # Ctrl-C is for us alone (a session of its own); our death is for it too.
             self._process = subprocess.Popen(

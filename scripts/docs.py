@@ -151,6 +151,7 @@ def _values(key: Key) -> str:
         "choice": " or ".join(f'`"{choice}"`' for choice in key.choices),
         "addresses": "an address or a list of such",
         "ports": "ports and ranges",
+        "token": 'a text, `{"file": ...}` or `{"env": ...}`',
         "tunnels": "a list of objects",
     }[key.kind]
 

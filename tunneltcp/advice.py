@@ -41,6 +41,8 @@ class Trouble(Enum):
     VERSION = "version"
     TLS = "tls"
     DRAINING = "draining"
+    PROBED = "probed"
+    """The server has the same token; nothing more was asked for."""
     UNKNOWN = "unknown"
     """The server's reason is one of a later version."""
     OTHER = "other"
@@ -105,8 +107,9 @@ _LINK = {
         "one of the two a port of its own"
     ),
     Trouble.DENIED: (
-        "the server at {where} does not accept our key for port {port}: both sides need "
-        "the same remote_port and the same version of tunneltcp"
+        "the server at {where} does not accept our token for port {port}: say it again with "
+        '"tunneltcp login" (on the server, "tunneltcp token" prints it), and give both sides '
+        'the same remote_port and the same "auth"'
     ),
     Trouble.VERSION: (
         "the server at {where} speaks another version of the protocol: install the same "
@@ -119,6 +122,7 @@ _LINK = {
     Trouble.DRAINING: (
         "the server at {where} is stopping: nothing to do here, it is dialled until it is back"
     ),
+    Trouble.PROBED: "the server at {where} has the same token",
     Trouble.UNKNOWN: (
         "the server at {where} refuses for a reason that this version does not know: "
         "install the same version of tunneltcp on both sides"
@@ -173,8 +177,14 @@ def spoken(data: bytes) -> str:
 
 
 _CLAIM = {
+    "probed": "",
     "denied": (
-        "it does not hold the key of this port: it dials the wrong port, or is none of ours"
+        "it does not hold our token: it has to log in again (tunneltcp login), dials the "
+        "wrong port, or is none of ours"
+    ),
+    "far": (
+        'with "auth": "none" links are only taken from this machine: remove that setting on '
+        "both sides, and log in there (tunneltcp login)"
     ),
     "version": (
         "it speaks another version of the protocol: install the same version of "

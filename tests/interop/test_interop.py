@@ -127,7 +127,8 @@ def tunnels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tunnels]:
     names = ("raw", "again", "echo", "pattern", "banner", "refused", "manual")
     folder = tmp_path_factory.mktemp("interop")
     ports = dict(zip(names, free_ports(len(names)), strict=True))
-    config = [{"remote_port": port, "name": name} for name, port in ports.items()]
+    tunnels = [{"remote_port": port, "name": name} for name, port in ports.items()]
+    config = {"tunnels": tunnels, "auth": "none"}
     with listener() as target, Master("server", config, folder / "server") as master:
         where = f"127.0.0.1:{target.getsockname()[1]}"
         with Program(ports["manual"], folder, "--target", where):
@@ -790,7 +791,7 @@ def test_too_long_data_ends_the_session_before_it_came(link: RawLink) -> None:
 def test_a_server_that_stops_says_so_and_lets_visitors_finish(tmp_path: Path) -> None:
     port = free_port()
     with (
-        Master("server", [{"remote_port": port}], tmp_path) as master,
+        Master("server", {"ports": port, "auth": "none"}, tmp_path) as master,
         RawLink(port, ME) as link,
     ):
         visitor, stream, _ = link.open()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from types import TracebackType
 
-__all__ = ["Json", "Master", "TunnelPair", "alive", "run_tunneltcp"]
+__all__ = ["TOKEN", "Json", "Master", "TunnelPair", "alive", "run_tunneltcp", "write_token"]
 
 Json: TypeAlias = dict[str, Any]
 Role: TypeAlias = Literal["server", "client"]
@@ -34,7 +34,18 @@ Role: TypeAlias = Literal["server", "client"]
 START_SECONDS = 15.0
 """A master is ready in well under a second; a starved machine may take longer."""
 
+TOKEN = "tt_the-token-that-all-masters-of-the-tests-share"
+"""What both sides of a pair hold."""
+
 _COMPLAINTS = re.compile(r" (ERROR|CRITICAL) |Traceback|^  \| ", re.MULTILINE)
+
+
+def write_token(folder: Path, token: str = TOKEN) -> Path:
+    """Put a token into a file that only we may read."""
+    path = folder / "token"
+    path.touch(0o600)
+    path.write_text(f"{token}\n")
+    return path
 
 
 def alive(pid: int) -> bool:
@@ -84,6 +95,7 @@ class Master:
         environment: Mapping[str, str] | None = None,
         arguments: Sequence[str] = (),
         run_dir: Path | None = None,
+        token: str | None = TOKEN,
     ) -> None:
         """Prepare it; nothing is started yet.
 
@@ -94,6 +106,7 @@ class Master:
             environment: Added to ours.
             arguments: Further options.
             run_dir: Where its run folder will be if it is to choose its folders itself.
+            token: Given to it in a file; None: it finds one itself, as its config says.
         """
         self.role = role
         self.instance = instance
@@ -110,6 +123,9 @@ class Master:
         self.stderr_path = folder / "stderr.txt"
         self._words = ["--role", role, "--config", str(self.config_path)]
         self._words += ["--server", server] if server else []
+        settings = config if isinstance(config, dict) else {}
+        if role == "server" and "bind" not in settings:
+            bind = bind or ("127.0.0.1",)  # no test opens a port to others
         for address in bind:
             self._words += ["--bind", address]
         self._words += [*self.folder_words(), *arguments]
@@ -117,6 +133,8 @@ class Master:
         self._environment = {**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
+        if token is not None and not settings.keys() & {"auth", "token"}:
+            self._words += ["--token-file", str(write_token(folder, token))]
 
     def folder_words(self) -> list[str]:
         """The options that name this instance and its folders."""

@@ -90,10 +90,23 @@ def _server_lines(master: Master, file: Path | None) -> list[str]:
     lines = []
     if all(_is_loopback(address) for address in master.config.bind):
         host, where = master.config.bind[0], "on this machine"
-        lines = ["  note   only this machine can reach it; --bind ADDRESS opens it to others"]
+        lines = ["  note   only this machine can reach it; --bind '*' opens it to others"]
+    elif master.config.auth == "none":
+        host, where = "127.0.0.1", "on this machine"
+        lines = ['  note   "auth" is "none": only this machine can be the client']
     elif specific := [one for one in master.config.bind if _is_specific(one)]:
         host, where = specific[0], "where your apps are"
+    if not lines:
+        login = f"  login  tunneltcp login {_bracketed(host)}{_login_port(master)}"
+        lines = [f'{login}   (once, {where}; "tunneltcp token" prints the token)']
+        where = "then, there"
     return [*lines, f"  next   {_client_command(master.config, file, host)}   ({where})"]
+
+
+def _login_port(master: Master) -> str:
+    """Return the port to prove a token at, unless it is the one that is tried anyway."""
+    ports = [tunnel.remote_port for tunnel in master.config.tunnels]
+    return "" if 60_001 in ports else f":{ports[0]}"
 
 
 def _client_command(config: Config, file: Path | None, host: str) -> str:

@@ -11,7 +11,7 @@ from tunneltcp.errors import ExitCode
 
 __all__ = ["LINUX_ONLY", "PORTABLE", "linux_only"]
 
-PORTABLE: Final = ("expose",)
+PORTABLE: Final = ("expose", "login")
 """Commands that need nothing which only Linux has."""
 
 LINUX_ONLY: Final = (

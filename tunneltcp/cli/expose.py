@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import click
 
+from tunneltcp.cli.expose_token import find_token
 from tunneltcp.config.fields import host_problem
 from tunneltcp.config.state import host_id, state_base
 from tunneltcp.errors import ConfigError, ExitCode
@@ -22,7 +23,9 @@ from tunneltcp.errors import ConfigError, ExitCode
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Exposed", "Exposure", "expose_command", "parse_exposure"]
+    from tunneltcp.cli.expose_token import FoundToken
+
+__all__ = ["Exposed", "Exposure", "expose_command", "parse_exposure", "parse_server"]
 
 _PORT: Final = re.compile(r"[0-9]{1,5}")
 _FOLDER: Final = click.Path(path_type=Path, readable=False)
@@ -57,10 +60,22 @@ class Exposure:
 @click.command("expose")
 @click.argument("targets", nargs=-1, required=True, metavar="[HOST:]PORT[:PUBLIC]...")
 @click.option("--to", required=True, metavar="SERVER[:PUBLIC]", help="Whom to dial.")
+@click.option("--token-file", type=_FOLDER, help="File with the token; overrules a login.")
+@click.option(
+    "--auth",
+    type=click.Choice(["token", "none"]),
+    default="token",
+    help='"none": as the server with "auth": "none" on this machine.',
+)
 @click.option("--plain", is_flag=True, help="Lines instead of a live display.")
 @click.option("--state-dir", type=_FOLDER, help="Folder that remembers which machine this is.")
 def expose_command(
-    targets: tuple[str, ...], to: str, plain: bool, state_dir: Path | None
+    targets: tuple[str, ...],
+    to: str,
+    plain: bool,
+    state_dir: Path | None,
+    token_file: Path | None,
+    auth: str,
 ) -> None:
     """Open apps of this machine to visitors of a server, until Ctrl-C.
 
@@ -73,7 +88,9 @@ def expose_command(
     "tunneltcp server" with these ports. IPv6 addresses stand in brackets.
     """  # noqa: D301 - click wants the character
     try:
-        sys.exit(_run(parse_exposure(targets, to), _host_id(state_dir), plain=plain))
+        exposure = parse_exposure(targets, to)
+        token = find_token(exposure.server, auth, token_file, state_dir)
+        sys.exit(_run(exposure, _host_id(state_dir), token, plain=plain))
     except ConfigError as error:
         _fail(ExitCode.USAGE, error.problems)
     except KeyboardInterrupt:  # before or after the time in which signals are handled
@@ -82,15 +99,15 @@ def expose_command(
         _fail(ExitCode.CRASH, [f"cannot go on: {error}"])
 
 
-def _run(exposure: Exposure, host: str, *, plain: bool) -> int:
+def _run(exposure: Exposure, host: str, token: FoundToken, *, plain: bool) -> int:
     if len(exposure.tunnels) == 1:
         from tunneltcp.cli.expose_one import run_one
 
-        return run_one(exposure, host, plain=plain)
+        return run_one(exposure, host, token.keys(exposure.tunnels[0].remote_port), plain=plain)
     if sys.platform == "linux":
         from tunneltcp.cli.expose_many import run_many
 
-        return run_many(exposure, host, plain=plain)
+        return run_many(exposure, host, token, plain=plain)
     else:  # noqa: RET505 - so that a type checker knows what is of which system
         text = "several tunnels at once need Linux; here, run one expose for each"
         raise ConfigError([text])
@@ -135,6 +152,24 @@ def parse_exposure(targets: Sequence[str], to: str) -> Exposure:
     if problems:
         raise ConfigError(problems)
     return Exposure(server=server, tunnels=tuple(tunnels))
+
+
+def parse_server(text: str) -> tuple[str, int]:
+    """Understand SERVER[:PORT]; the port is 0 if there is none.
+
+    Raises:
+        ConfigError: With every problem found.
+    """
+    problems: list[str] = []
+    host, rest = _split_host(text)
+    if rest is None or (rest and not rest.startswith(":")):
+        problems.append(f"{text!a} is neither SERVER nor SERVER:PORT")
+    elif problem := host_problem(host):
+        problems.append(problem)
+    port = _port(rest[1:], text, problems) if rest and not problems else 0
+    if problems:
+        raise ConfigError(problems)
+    return host, port
 
 
 def _parse_server(to: str, problems: list[str]) -> tuple[str, int]:

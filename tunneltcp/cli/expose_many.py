@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tunneltcp.cli.expose import Exposure
+    from tunneltcp.cli.expose_token import FoundToken
 
 __all__ = ["run_many"]
 
@@ -58,11 +59,11 @@ _PR_SET_PDEATHSIG: Final = 1
 _LOUD: Final = ("WARNING", "ERROR", "CRITICAL")
 
 
-def run_many(exposure: Exposure, host_id: str, *, plain: bool) -> int:
+def run_many(exposure: Exposure, host_id: str, token: FoundToken, *, plain: bool) -> int:
     """Serve several tunnels until a signal; return the exit code."""
     # ignore_cleanup_errors: a worker that is just being killed may still write a line.
     with TemporaryDirectory(prefix="tunneltcp-expose-", ignore_cleanup_errors=True) as name:
-        master = _Master(Path(name), exposure, host_id)
+        master = _Master(Path(name), exposure, host_id, token)
         with _passing_on(master.stop):
             display = Display(_title(exposure), plain=plain)  # a thread: after the start
             for tunnel in exposure.tunnels:
@@ -97,7 +98,9 @@ def _passing_on(stop: Callable[[], None]) -> Iterator[None]:
 class _Master:
     """The child, its folders, and what we learn from it."""
 
-    def __init__(self, folder: Path, exposure: Exposure, host_id: str) -> None:
+    def __init__(
+        self, folder: Path, exposure: Exposure, host_id: str, token: FoundToken
+    ) -> None:
         self._folder = folder
         self._exposure = exposure
         self._log_offset = 0
@@ -106,7 +109,7 @@ class _Master:
         self._view = View(at=0.0, tunnels=())
         (folder / "state").mkdir()
         (folder / "state/host_id").write_text(f"{host_id}\n")
-        (folder / "config.json").write_bytes(orjson.dumps(_config(exposure)))
+        (folder / "config.json").write_bytes(orjson.dumps(_config(exposure) | token.setting()))
         words = [f"--{name}-dir={folder / name}" for name in ("run", "state", "log")]
         words += [f"--config={folder / 'config.json'}", "--role=client", "--instance=expose"]
         with (folder / "stderr").open("wb") as output:
@@ -117,7 +120,8 @@ class _Master:
                 stderr=output,
                 start_new_session=True,
                 preexec_fn=partial(_end_with_parent, os.getpid()),  # there is no thread yet
-                env={**os.environ, "PYTHONPATH": _python_path()},
+                env={**os.environ, "PYTHONPATH": _python_path(), **token.environment()},
+                pass_fds=tuple(token.moved.values()),
             )
 
     def stop(self) -> None:

@@ -28,7 +28,6 @@ from tunneltcp.control.context import Role, WorkerContext
 from tunneltcp.control.counters import Counter, LinkState
 from tunneltcp.errors import ExitCode
 from tunneltcp.log import Throttle
-from tunneltcp.protocol.preface import port_key
 from tunneltcp.workers.alone import AloneHost, raise_descriptor_limit
 from tunneltcp.workers.client import ClientWorker
 
@@ -49,7 +48,7 @@ SAY_AGAIN_SECONDS: Final = 60.0
 """A trouble that goes on is said again this often."""
 
 
-def run_one(exposure: Exposure, host_id: str, *, plain: bool) -> int:
+def run_one(exposure: Exposure, host_id: str, keys: tuple[bytes, ...], *, plain: bool) -> int:
     """Serve one tunnel until a signal; return the exit code."""
     tunnel = exposure.tunnels[0]
     raise_descriptor_limit()
@@ -58,7 +57,7 @@ def run_one(exposure: Exposure, host_id: str, *, plain: bool) -> int:
     logger.remove()
     logger.add(lambda message: display.say("ERROR", message.rstrip()), level="ERROR",
                format="{message}")  # fmt: skip
-    session = _Session(exposure, tunnel, host_id, display)
+    session = _Session(exposure, _context(exposure, tunnel, host_id, keys), display)
     code = int(ExitCode.CRASH)
     try:
         code = session.run()
@@ -76,23 +75,20 @@ def _title(exposure: Exposure, tunnel: Exposed) -> str:
 class _Session:
     """The worker and what is shown of it."""
 
-    def __init__(
-        self, exposure: Exposure, tunnel: Exposed, host_id: str, display: Display
-    ) -> None:
-        self._tunnel = tunnel
+    def __init__(self, exposure: Exposure, context: WorkerContext, display: Display) -> None:
+        self._tunnel = exposure.tunnels[0]
         self._exposure = exposure
         self._display = display
         self._throttle = Throttle(every_seconds=SAY_AGAIN_SECONDS, max_kinds=16)
         self._who: list[dict[str, Any]] = []
-        budget = max(MIN_BUDGET, min(MAX_BUDGET, psutil.virtual_memory().total // 16))
         self._host = AloneHost(
-            budget_bytes=budget,
+            budget_bytes=context.budget_bytes,
             drain_seconds=DEFAULT_DRAIN_SECONDS,
             on_event=self._on_event,
             on_signal=self._on_signal,
         )
         self._ending = False
-        self.worker = ClientWorker(_context(exposure, tunnel, host_id, budget), self._host)
+        self.worker = ClientWorker(context, self._host)
 
     def run(self) -> int:
         """Serve until a signal."""
@@ -170,7 +166,9 @@ class _Session:
         )
 
 
-def _context(exposure: Exposure, tunnel: Exposed, host_id: str, budget: int) -> WorkerContext:
+def _context(
+    exposure: Exposure, tunnel: Exposed, host_id: str, keys: tuple[bytes, ...]
+) -> WorkerContext:
     """Return what a master would hand to this worker; it has no descriptors to hand over."""
     port = tunnel.remote_port
     return WorkerContext(
@@ -182,13 +180,13 @@ def _context(exposure: Exposure, tunnel: Exposed, host_id: str, budget: int) -> 
         target_port=tunnel.local_port,
         server_host=exposure.server,
         link_port=port,
-        keys=(port_key("", port),),
+        keys=keys,
         host_id=host_id,
         run_id=token_hex(16),
         hold_seconds=DEFAULT_HOLD_SECONDS,
         idle_ping_seconds=DEFAULT_IDLE_PING_SECONDS,
         max_visitors=MAX_VISITORS,
-        budget_bytes=budget,
+        budget_bytes=max(MIN_BUDGET, min(MAX_BUDGET, psutil.virtual_memory().total // 16)),
         log_path=Path(),
         log_bytes=0,
         log_files=0,

@@ -21,6 +21,8 @@ _COMMANDS: Final[Mapping[str, str]] = {
     "client": "run",
     "check": "check",
     "expose": "expose",
+    "login": "login",
+    "token": "token",
     "status": "status",
     "who": "who",
     "logs": "logs",
@@ -37,7 +39,7 @@ in which a newcomer needs them. Imported when used: asking needs no worker."""
 
 
 _SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
-    "Run tunnels": ("server", "client", "expose", "check", "service"),
+    "Run tunnels": ("server", "client", "expose", "login", "token", "check", "service"),
     "See what goes on": ("status", "who", "logs"),
     "Act on what runs": ("restart", "stop", "start", "kick", "reload"),
 }

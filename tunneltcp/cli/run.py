@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,13 +16,20 @@ from setproctitle import setproctitle
 
 from tunneltcp import __version__
 from tunneltcp.cli.announce import announce
+from tunneltcp.cli.environment import move_out, moved
 from tunneltcp.cli.pause import pause
+from tunneltcp.cli.servers_here import servers_here
 from tunneltcp.config.fields import JsonObject
 from tunneltcp.config.load import build_config, load_config
+from tunneltcp.config.state import state_base
+from tunneltcp.config.token_reader import TokenReader
+from tunneltcp.config.tokens import TOKEN_VARIABLE, TokenPlace
 from tunneltcp.control.context import Role
 from tunneltcp.errors import ConfigError, ExitCode, MasterRunning
 from tunneltcp.master.folders import find_folders, instance_problem
+from tunneltcp.master.keys import PortKeys
 from tunneltcp.master.master import Master
+from tunneltcp.master.reading import read_config
 from tunneltcp.protocol.preface import port_key
 
 if TYPE_CHECKING:
@@ -29,7 +37,14 @@ if TYPE_CHECKING:
 
     from tunneltcp.config.model import Config, LogFormat
 
-__all__ = ["client_command", "folder_options", "main", "run_master", "server_command"]
+__all__ = [
+    "client_command",
+    "folder_options",
+    "main",
+    "run_master",
+    "server_command",
+    "token_states",
+]
 
 SUPERVISORD_SECONDS: Final = 5.0
 """How long a master that cannot start still lives under supervisord. That one gives up for
@@ -59,6 +74,11 @@ def folder_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+token_option = click.option(
+    "--token-file",
+    type=_FILE,
+    help="File with the token; overrules TUNNELTCP_TOKEN and the config.",
+)
 bind_option = click.option(
     "--bind",
     multiple=True,
@@ -73,6 +93,7 @@ server_option = click.option("--server", metavar="HOST", help="Whom the client d
 @click.option("--config", "file", type=_FILE, help="The config, JSON.")
 @server_option
 @bind_option
+@token_option
 @folder_options
 @click.version_option(__version__, prog_name="tunneltcp")
 def main(role: str, file: Path | None, **options: Any) -> None:  # noqa: ANN401 - click's
@@ -83,6 +104,7 @@ def main(role: str, file: Path | None, **options: Any) -> None:  # noqa: ANN401 
 @click.command("server")
 @click.argument("file", required=False, type=_FILE, metavar="[FILE | PORTS]")
 @bind_option
+@token_option
 @folder_options
 def server_command(file: Path | None, **options: Any) -> None:  # noqa: ANN401 - click's
     """Run the server's side: it opens the public ports.
@@ -96,6 +118,7 @@ def server_command(file: Path | None, **options: Any) -> None:  # noqa: ANN401 -
 @click.command("client")
 @click.argument("file", required=False, type=_FILE)
 @server_option
+@token_option
 @folder_options
 def client_command(file: Path | None, **options: Any) -> None:  # noqa: ANN401 - click's
     """Run the client's side: it leads to your apps.
@@ -116,8 +139,11 @@ def run_master(
     run_dir: Path | None = None,
     log_dir: Path | None = None,
     log_format: LogFormat | None = None,
+    token_file: Path | None = None,
 ) -> NoReturn:
     """Load the config, run the master, and leave with its exit code."""
+    secrets = moved()
+    move_out([TOKEN_VARIABLE], secrets)
     # Here and not above: "tunneltcp status" needs no worker. Before the first fork, so that
     # all workers share it.
     from tunneltcp.workers.run import run_worker
@@ -128,8 +154,12 @@ def run_master(
         if problem := _option_problem(role, instance, server, bind):
             raise ConfigError([problem])
         load, file = _config_source(role, file, instance, server, bind, log_format)
-        config = load()
+        load = partial(_with_token, load, token_file, TOKEN_VARIABLE in secrets)
+        config = read_config(load)
+        if config.token.kind == "variable":
+            move_out([config.token.where], secrets)
         folders = find_folders(instance, state=state_dir, run=run_dir, log=log_dir)
+        places = token_states(role, folders.state)
         master = Master(
             config,
             role=role,
@@ -137,7 +167,7 @@ def run_master(
             folders=folders,
             worker_main=run_worker,
             warm_up=warm_up,
-            port_keys=port_keys,
+            keys=PortKeys(port_key, TokenReader(role.value, places, secrets, servers_here)),
             announce=lambda master: announce(master, file),
             load_again=load if file else None,
             log_to_stderr=True,
@@ -151,6 +181,29 @@ def run_master(
     except OSError as error:
         _fail(ExitCode.CRASH, str(error))
     sys.exit(code)
+
+
+def _with_token(load: Callable[[], Config], token_file: Path | None, moved: bool) -> Config:
+    """Load the config; what stands beside it says better where the token is."""
+    config = load()
+    if token_file is not None:
+        place = TokenPlace(kind="file", where=str(token_file.absolute()))
+    elif moved:
+        place = TokenPlace(kind="variable", where=TOKEN_VARIABLE)
+    else:
+        return config
+    if config.auth == "none":
+        raise ConfigError([f'there is a token in {place}, and "auth" is "none"'])
+    return replace(config, token=place)
+
+
+def token_states(role: Role, state: Path) -> tuple[Path, ...]:
+    """Return the state folders in which a token may lie: an instance's own, then the user's."""
+    if role is Role.SERVER:
+        return (state,)
+    with suppress(ConfigError):
+        return (state, state_base())
+    return (state,)
 
 
 def _config_of_ports(ports: str, bind: tuple[str, ...], log_format: LogFormat | None) -> Config:
@@ -191,8 +244,3 @@ def _fail(code: int, *problems: str) -> NoReturn:
     if "SUPERVISOR_ENABLED" in os.environ and not os.isatty(2):
         pause(SUPERVISORD_SECONDS)
     sys.exit(code)
-
-
-def port_keys(port: int) -> tuple[bytes, ...]:
-    """Return the keys that are good for a port: until tokens land, that of an empty one."""
-    return (port_key("", port),)

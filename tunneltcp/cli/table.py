@@ -145,6 +145,8 @@ def _link(link: dict[str, Any]) -> tuple[str, str]:
     if link["state"] != "up":
         return "down", "red"
     rtt = "" if link["rtt_ms"] is None else f" {link['rtt_ms']:.1f} ms"
+    if link.get("key") == "old":
+        return f"up{rtt} old key", "yellow"
     return ("doubted", "yellow") if link.get("doubted") else (f"up{rtt}", "green")
 
 

@@ -28,6 +28,7 @@ Kind = Literal[
     "choice",
     "addresses",
     "ports",
+    "token",
     "tunnels",
 ]
 """How a value is read; ``fields.py`` has a method for each."""

@@ -27,6 +27,7 @@ from tunneltcp.config.model import (
     Config,
     TunnelConfig,
 )
+from tunneltcp.config.tokens import OWN_TOKEN, TokenPlace, token_problem
 from tunneltcp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,7 +37,14 @@ if TYPE_CHECKING:
     from tunneltcp.config.keys import Key, RoleName, Setting
     from tunneltcp.config.model import LogFormat
 
-__all__ = ["MAX_FILE_BYTES", "build_config", "load_config", "read_document", "shown_path"]
+__all__ = [
+    "MAX_FILE_BYTES",
+    "build_config",
+    "config_token",
+    "load_config",
+    "read_document",
+    "shown_path",
+]
 
 MAX_FILE_BYTES: Final = 1 << 20
 """A config of 500 tunnels has 50 kB; more than 1 MiB is some other file."""
@@ -47,10 +55,9 @@ _COMMON_SETTINGS: Final = tuple(one for one in TUNNEL_SETTINGS if one.key.for_al
 """Settings of tunnels that may stand at the top, for all of them."""
 _TOP_KEYS: Final = (*(one.key for one in (*TOP_SETTINGS, *_COMMON_SETTINGS)), PORTS)
 _TUNNEL_KEYS: Final = tuple(one.key for one in TUNNEL_SETTINGS)
-_SPECIAL: Final = ("tunnels", "server", "bind")
+_SPECIAL: Final = ("tunnels", "server", "bind", "token")
 """Fields of the top that are read by functions of their own."""
 _LATER_KEYS: Final = (
-    "token",
     "tls",
     "clients",
     "crash_safe",
@@ -78,7 +85,30 @@ def load_config(
     except ConfigError as error:
         name = shown_path(path)
         raise ConfigError([f"{name}: {problem}" for problem in error.problems]) from error
+    config = replace(config, token=_settled(config.token, path))
     return config if log_format is None else replace(config, log_format=log_format)
+
+
+def config_token(path: Path) -> str:
+    """Return the token that a config holds; for short-lived processes alone.
+
+    Raises:
+        ConfigError: If there is none in it any more.
+    """
+    document = read_document(path)
+    token = document.get("token") if isinstance(document, dict) else None
+    if not isinstance(token, str) or token_problem(token):
+        raise ConfigError([f"{shown_path(path)}: token: has gone meanwhile"])
+    return token.strip()
+
+
+def _settled(token: TokenPlace, path: Path) -> TokenPlace:
+    """Say where it is so that it is found from anywhere: paths are beside the config."""
+    if token.kind == "config":
+        return replace(token, where=str(path.absolute()))
+    if token.kind == "file":
+        return replace(token, where=str(path.absolute().parent / token.where))
+    return token
 
 
 def shown_path(path: Path) -> str:
@@ -182,6 +212,7 @@ def build_config(
         tunnels=_tunnels(top, role),
         server=_server(top, server) if role == "client" else "",
         bind=_bind(top, bind) if role == "server" else DEFAULT_BIND,
+        token=_token(top),
         **{
             one.field: _value(top, one, role, one.default)
             for one in TOP_SETTINGS
@@ -258,6 +289,28 @@ def _bind(top: fields.Fields, override: Sequence[str]) -> tuple[str, ...]:
             top.problem("bind", f"{fields.shown(host)} {text}")
         addresses.update(dict.fromkeys(found))
     return tuple(addresses)
+
+
+def _token(top: fields.Fields) -> TokenPlace:
+    """Return where the token is; the token itself is looked at and let go, never shown."""
+    value = top.values.get("token")
+    if top.values.get("auth") == "none":
+        if "token" in top.values:
+            top.problem("token", 'is there, and "auth" is "none": leave one of the two out')
+        return TokenPlace(kind="none")
+    if "token" not in top.values:
+        return OWN_TOKEN
+    if isinstance(value, str):
+        if problem := token_problem(value):
+            top.problem("token", problem)
+        return TokenPlace(kind="config")
+    match value:
+        case {"file": str(path), **rest} if path and not rest:
+            return TokenPlace(kind="file", where=path)
+        case {"env": str(name), **rest} if name and name.isprintable() and not rest:
+            return TokenPlace(kind="variable", where=name)
+    top.problem("token", 'must be a text, {"file": "/path"} or {"env": "NAME"}')
+    return OWN_TOKEN
 
 
 def _tunnels(top: fields.Fields, role: RoleName) -> tuple[TunnelConfig, ...]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from tunneltcp.config.keys import Key, RoleName, Setting, described, settings
+from tunneltcp.config.tokens import OWN_TOKEN, TokenPlace
 
 __all__ = [
     "DEFAULT_BIND",
@@ -23,6 +24,7 @@ __all__ = [
     "PORTS",
     "TOP_SETTINGS",
     "TUNNEL_SETTINGS",
+    "Auth",
     "Config",
     "LogFormat",
     "RoleName",
@@ -30,9 +32,10 @@ __all__ = [
 ]
 
 LogFormat = Literal["text", "json"]
+Auth = Literal["token", "none"]
 
-DEFAULT_BIND: Final = ("127.0.0.1",)
-"""Loopback only, until links carry a token: whoever reaches a port could be its client."""
+DEFAULT_BIND: Final = ("0.0.0.0", "::")  # noqa: S104 - public ports are there to be reached
+"""Everywhere. Who may be the client is a matter of the token, and not of the address."""
 
 DEFAULT_DRAIN_SECONDS: Final = 5.0
 """Half of what ``docker stop`` waits before it kills."""
@@ -186,13 +189,38 @@ class Config:
             "bind",
             "addresses",
             """Where the public ports are open: IP addresses, `localhost` (both families) or `*`
-            (everywhere). Whoever reaches a port can visit the app, and could claim the tunnel:
-            this version has no tokens yet. `--bind` overrules it.""",
+            (everywhere). Whoever reaches a port can visit the app; only who has the token can
+            be its client. `--bind` overrules it.""",
             role="server",
-            default='`"127.0.0.1"`',
+            default='`"*"`',
         ),
     )
     """IPv4 and IPv6 literals. Unused on a client."""
+    auth: Auth = field(
+        default="token",
+        metadata=described(
+            "auth",
+            "choice",
+            """Whether the two sides prove to each other that they hold the same token. With
+            `"none"` they do not, on both sides alike: the server then takes links from its own
+            machine only, and warns at each start.""",
+            choices=("token", "none"),
+        ),
+    )
+    token: TokenPlace = field(
+        default=OWN_TOKEN,
+        metadata=described(
+            "token",
+            "token",
+            """The secret that both sides share, at least 32 characters; white space around it
+            does not count. As it is, or where to find it: `{"file": "/path"}` (a regular file
+            that others may not read) or `{"env": "NAME"}` (taken out of the environment at the
+            start). `--token-file`, then `TUNNELTCP_TOKEN`, overrule it.""",
+            default="a server makes one in its state folder; a client has what "
+            "`tunneltcp login` kept for its server",
+        ),
+    )
+    """Where it is; a config never holds the token itself."""
     drain_seconds: float = field(
         default=DEFAULT_DRAIN_SECONDS,
         metadata=described(

@@ -44,8 +44,13 @@ class WorkerContext:
     """Whom the client dials. Empty on a server."""
     link_port: int
     """The port the client dials: the public port, unless a test goes through a relay."""
-    keys: tuple[bytes, ...]
-    """Port keys that are good for this tunnel (PROTOCOL.md §2), the preferred one first."""
+    keys: tuple[bytes, ...] = ()
+    """Port keys that are good for this tunnel (PROTOCOL.md §2), the preferred one first. A
+    forked worker takes them from ``keys_fd``: its master has none."""
+    keys_fd: int = -1
+    """A memfd with the keys, for a forked worker; -1: they are in ``keys``."""
+    near_links_only: bool = False
+    """Server: whether links are taken from this machine alone ("auth": "none")."""
     host_id: str
     """Random, kept in the client's state folder: which machine this is."""
     run_id: str

@@ -49,6 +49,8 @@ class Counter(IntEnum):
     """Descriptors the worker has open."""
     LOG_DROPPED = 12
     """Log lines dropped because they could not be written."""
+    LINK_KEY = 13
+    """Which of the keys the link was made with: 0 is the preferred one."""
 
 
 class LinkState(IntEnum):

@@ -34,7 +34,7 @@ def compare(old: Config, new: Config) -> Changes:
     """
     before = {tunnel.remote_port: tunnel for tunnel in old.tunnels}
     after = {tunnel.remote_port: tunnel for tunnel in new.tunnels}
-    everywhere = old.server != new.server or old.bind != new.bind
+    everywhere = old.server != new.server or old.bind != new.bind or old.auth != new.auth
     kept = [tunnel for port, tunnel in after.items() if port in before]
     changed = [
         tunnel

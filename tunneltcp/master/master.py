@@ -16,16 +16,15 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-from typing import TYPE_CHECKING, Any, Final, TypeGuard
+from typing import TYPE_CHECKING, Any, Final
 
 from loguru import logger
 
 from tunneltcp import __version__
 from tunneltcp.config.state import host_id
 from tunneltcp.control.context import Role, WorkerContext
-from tunneltcp.errors import ConfigError, ExitCode
+from tunneltcp.errors import ExitCode
 from tunneltcp.log import Throttle, echo_from, setup_log
-from tunneltcp.master.changes import compare
 from tunneltcp.master.children import Children
 from tunneltcp.master.control_socket import ControlSocket
 from tunneltcp.master.folders import CONTROL_SOCKET, InstanceLock, make_folders
@@ -37,8 +36,9 @@ from tunneltcp.master.own_process import (
     raise_descriptor_limit,
 )
 from tunneltcp.master.process import START_SECONDS, Input, ProcessState
+from tunneltcp.master.reload import Reloader
 from tunneltcp.master.report import stamp
-from tunneltcp.master.requests import answer_request, ranges
+from tunneltcp.master.requests import answer_request
 from tunneltcp.master.resources import computed_budget
 from tunneltcp.master.signals import SignalQueue
 from tunneltcp.master.spawn import freeze
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 
     from tunneltcp.config.model import Config, TunnelConfig
     from tunneltcp.master.folders import Folders
+    from tunneltcp.master.keys import PortKeys
 
 __all__ = ["Master"]
 
@@ -69,6 +70,13 @@ _ANNOUNCE_SECONDS: Final = 3.0
 _STOP_LIMIT_SECONDS: Final = 5.0
 """Beyond the drain, and after a second TERM: then we leave, and the kernel kills the rest."""
 
+_NO_AUTH: Final = {
+    Role.SERVER: '"auth" is "none": whoever can run a program on this machine can be the '
+    "client of any tunnel; other machines cannot",
+    Role.CLIENT: '"auth" is "none": whoever listens at the server\'s ports is believed',
+}
+"""Said at each start."""
+
 
 class Master:
     """One instance of one role."""
@@ -81,7 +89,7 @@ class Master:
         instance: str,
         folders: Folders,
         worker_main: Callable[[WorkerContext], int],
-        port_keys: Callable[[int], tuple[bytes, ...]],
+        keys: PortKeys,
         warm_up: Callable[[Path], None] = lambda _path: None,
         announce: Callable[[Master], None] = lambda _master: None,
         load_again: Callable[[], Config] | None = None,
@@ -97,11 +105,10 @@ class Master:
         self.since = stamp()
         """When it started; RFC 3339."""
         self._worker_main = worker_main
-        self._port_keys = port_keys
+        self._keys = keys
         self._warm_up = warm_up
         self._announce: Callable[[Master], None] | None = announce
         self._log_to_stderr = log_to_stderr
-        self._load_again = load_again
         self._budget = config.budget_bytes or computed_budget(len(config.tunnels))
         self._run_id = secrets.token_hex(16)
         self._host_id = ""
@@ -109,6 +116,7 @@ class Master:
         self._loop = Loop(max_sleep_seconds=_MAX_SLEEP_SECONDS)
         self._children = Children(self._loop)
         self._helpers = Helpers(self._loop, self._children)
+        self.reloader = Reloader(self, self._helpers, keys, load_again)
         self._throttle = Throttle(max_kinds=16)
         self._maps: list[memoryview] = []
         self._stopping = False
@@ -144,6 +152,7 @@ class Master:
         self._set_up_log()
         if self.config.merge_memory:
             allow_merging()
+        self._get_keys()
         self._host_id = host_id(self.folders.state) if self.role is Role.CLIENT else ""
         signals = SignalQueue(
             self._loop,
@@ -172,8 +181,21 @@ class Master:
             signals.close()
             for tunnel in self.tunnels:
                 tunnel.close()
+            self._keys.close()
         logger.info("master left")
         return self._exit_code
+
+    def _get_keys(self) -> None:
+        """Have the keys of all ports, before there is a handler that reaps children."""
+        if self._keys.make(self.config):
+            host = "HOST: a name or address of this machine"
+            logger.info(
+                "made a token in {}; where the apps are, say once: tunneltcp login HOST ({})",
+                self.folders.state,
+                host,
+            )
+        if self.config.auth == "none":
+            logger.warning("{}", _NO_AUTH[self.role])
 
     def _start(self) -> None:
         around = Surroundings(
@@ -183,6 +205,7 @@ class Master:
             lookups=Lookups(self._helpers),
             addresses=self._addresses(),
             drain_seconds=self.config.drain_seconds,
+            keys=self._keys,
             make_context=self._make_context,
             worker_main=self._worker_main,
             maps=self._maps,
@@ -263,7 +286,8 @@ class Master:
             target_port=tunnel.local_port,
             server_host=self.config.server,
             link_port=tunnel.link_port or port,
-            keys=self._port_keys(port),
+            keys_fd=fds.keys,
+            near_links_only=self.config.auth == "none",
             host_id=self._host_id,
             run_id=self._run_id,
             hold_seconds=tunnel.hold_seconds,
@@ -307,7 +331,7 @@ class Master:
         self._done = True
 
     def _handle_hangup(self) -> None:
-        self.reload()
+        self.reloader.reload(lambda _answer: None)
 
     def _handle_child(self) -> None:
         strangers = self._children.reap()
@@ -331,40 +355,12 @@ class Master:
             since=self.since,
             folders=self.folders,
             tunnels=self.tunnels,
+            token=str(self.config.token),
+            server=self.config.server,
         )
 
-    def reload(self) -> dict[str, Any]:
-        """Read the config again and act on the difference; a broken one changes nothing."""
-        if self._stopping or self._load_again is None:
-            why = "it was started with ports, not with a file"
-            why = "it is stopping" if self._stopping else why
-            return self._refuse_reload([f"{why}: there is nothing to read again"])
-        try:
-            config = self._load_again()
-            changes = compare(self.config, config)
-            added = [Tunnel(tunnel, self.tunnel_set.around) for tunnel in changes.added]
-        except ConfigError as error:
-            return self._refuse_reload(list(error.problems))
-        except OSError as error:
-            return self._refuse_reload([f"out of resources: {error.strerror}"])
-        self._take_config(config)
-        self.tunnel_set.apply(changes, added)
-        answer = {
-            "added": [tunnel.remote_port for tunnel in changes.added],
-            "removed": list(changes.removed),
-            "changed": [tunnel.remote_port for tunnel in changes.changed],
-            "unchanged": len(changes.unchanged),
-        }
-        told = (f"{word} {ranges(ports)}" for word, ports in answer.items() if _some(ports))
-        logger.info("config read again: {}", "; ".join(told) or "no tunnel is concerned")
-        return answer
-
-    def _refuse_reload(self, problems: list[str]) -> dict[str, Any]:
-        for problem in problems:
-            logger.error("config not taken, all goes on as before: {}", problem)
-        return {"error": f"the config was not taken: {problems[0]}", "problems": problems}
-
-    def _take_config(self, config: Config) -> None:
+    def take_config(self, config: Config) -> None:
+        """Have other settings from now on; what concerns tunnels is the caller's."""
         old, self.config = self.config, config
         self._budget = config.budget_bytes or computed_budget(len(config.tunnels))
         self.tunnel_set.around.addresses = self._addresses()
@@ -388,10 +384,6 @@ class Master:
         deadline = self._loop.now + _STOP_LIMIT_SECONDS
         while len(self._children) and self._loop.now < deadline:
             self._loop.turn()
-
-
-def _some(ports: object) -> TypeGuard[list[int]]:
-    return isinstance(ports, list) and bool(ports)
 
 
 def _log_settings(config: Config) -> tuple[int, int, str]:

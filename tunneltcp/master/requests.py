@@ -31,7 +31,9 @@ def answer_request(
         case {"op": "status"}:
             respond(master.status())
         case {"op": "reload"}:
-            respond(master.reload())
+            master.reloader.reload(respond)
+        case {"op": "reload-tokens"}:
+            master.reloader.reload_tokens(respond)
         case {"op": "restart" | "start" | "stop"} if master.is_stopping:
             respond({"error": "the master is stopping"})
         case {"op": str(), "port": int(port)}:

@@ -21,11 +21,13 @@ import os
 import resource
 import signal
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, NoReturn
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import orjson
 from loguru import logger
 
+from tunneltcp.control.keys import read_keys
 from tunneltcp.errors import ExitCode
 from tunneltcp.log import access_path, setup_log
 
@@ -37,7 +39,14 @@ if TYPE_CHECKING:
     WorkerMain = Callable[[WorkerContext], int]
     SignalMask = set[int] | set[signal.Signals]
 
-__all__ = ["MAX_ANSWER_BYTES", "fork_helper", "fork_worker", "freeze", "merge_memory"]
+__all__ = [
+    "MAX_ANSWER_BYTES",
+    "fork_helper",
+    "fork_worker",
+    "freeze",
+    "merge_memory",
+    "run_helper",
+]
 
 MAX_ANSWER_BYTES: Final = 60_000
 """What a helper may answer: it has to fit into a pipe, so that it never waits there."""
@@ -94,7 +103,9 @@ def fork_worker(
     code: int = ExitCode.CRASH
     try:
         _unmap(maps)
-        fds = (context.channel_fd, context.counters_fd, context.memory_fd)
+        fds = [context.channel_fd, context.counters_fd, context.memory_fd]
+        if context.keys_fd >= 0:
+            fds.append(context.keys_fd)
         _begin_child(context.master_pid, (*context.listener_fds, *fds), mask)
         _reopen_standard(context.log_path)
         setup_log(
@@ -105,7 +116,7 @@ def fork_worker(
             as_json=context.log_json,
             access=access_path(context.log_path) if context.access_log else None,
         )
-        code = int(worker_main(context))
+        code = int(worker_main(_with_keys(context)))
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else ExitCode.CRASH
     except BaseException:  # noqa: BLE001 - the outermost handler: log it and leave
@@ -114,11 +125,45 @@ def fork_worker(
         os._exit(code & 0xFF)
 
 
-def fork_helper(work: Callable[[], object], deadline_seconds: int) -> tuple[int, int]:
+def _with_keys(context: WorkerContext) -> WorkerContext:
+    """Take the keys, in the child: the master never has them."""
+    if context.keys_fd < 0:
+        return context
+    keys = read_keys(context.keys_fd)
+    os.close(context.keys_fd)
+    return replace(context, keys=keys, keys_fd=-1)
+
+
+def run_helper(
+    work: Callable[[], object], deadline_seconds: int, keep: Sequence[int] = ()
+) -> Any:  # noqa: ANN401 - an answer from another process
+    """Do something in a helper and wait for it; None if it failed. Not from within a loop.
+
+    Raises:
+        OSError: If there can be no further process or pipe now.
+    """
+    pid, reader = fork_helper(work, deadline_seconds, keep)
+    os.set_blocking(reader, True)
+    answer = b""
+    try:
+        while data := os.read(reader, MAX_ANSWER_BYTES):  # its end comes at the deadline
+            answer += data
+    finally:
+        os.close(reader)
+    os.waitpid(pid, 0)
+    with suppress(orjson.JSONDecodeError):
+        return orjson.loads(answer)
+    return None
+
+
+def fork_helper(
+    work: Callable[[], object], deadline_seconds: int, keep: Sequence[int] = ()
+) -> tuple[int, int]:
     """Fork a short-lived child for what may block; return its pid and its answer's pipe.
 
     The answer is the JSON of what ``work`` returns, then end-of-file; nothing at all if
     it failed. After ``deadline_seconds`` the kernel ends the child, whoever else forgets.
+    Of our descriptors it has those in ``keep``.
 
     Raises:
         OSError: If there can be no further process or pipe now.
@@ -132,14 +177,14 @@ def fork_helper(work: Callable[[], object], deadline_seconds: int) -> tuple[int,
         os.close(writer)
         raise
     if pid == 0:
-        _help(work, writer, master_pid, deadline_seconds, mask)
+        _help(work, (writer, *keep), master_pid, deadline_seconds, mask)
     os.close(writer)
     return pid, reader
 
 
 def _help(
     work: Callable[[], object],
-    writer: int,
+    keep: Sequence[int],
     master_pid: int,
     deadline_seconds: int,
     mask: SignalMask,
@@ -147,11 +192,11 @@ def _help(
     code: int = ExitCode.CRASH
     try:
         signal.alarm(deadline_seconds)
-        _begin_child(master_pid, (writer,), mask)
+        _begin_child(master_pid, keep, mask)
         _point_at(os.open(os.devnull, os.O_RDWR), (0, 1, 2))
         answer = orjson.dumps(work())
         if len(answer) <= MAX_ANSWER_BYTES:
-            os.write(writer, answer)
+            os.write(keep[0], answer)
             code = ExitCode.DONE
     finally:
         os._exit(code)

@@ -29,8 +29,10 @@ def master_status(
     since: str,
     folders: Folders,
     tunnels: Sequence[Tunnel],
+    token: str,
+    server: str,
 ) -> dict[str, Any]:
-    """Return the state of a master and of all its tunnels."""
+    """Return the state of a master and of all its tunnels; ``token``: where it is."""
     return {
         "role": role.value,
         "instance": instance,
@@ -40,6 +42,8 @@ def master_status(
         "log_dir": str(folders.log),
         "state_dir": str(folders.state),
         "log_dropped": dropped_lines(),
+        "token": token,
+        "server": server or None,
         "tunnels": [tunnel_status(tunnel) for tunnel in tunnels],
     }
 
@@ -91,6 +95,7 @@ def _link(tunnel: Tunnel) -> dict[str, Any]:
         "since": since,
         "peer": (tunnel.link_peer or None) if up else None,
         "rtt_ms": rtt_us / 1000 if up and rtt_us else None,
+        "key": ("old" if page[Counter.LINK_KEY] else "current") if up else None,
     }
 
 

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from tunneltcp.control.context import WorkerContext
     from tunneltcp.master.children import Children
     from tunneltcp.master.helpers import Helpers, Lookups
+    from tunneltcp.master.keys import PortKeys
     from tunneltcp.net.loop import Loop, Timer
 
 __all__ = ["Surroundings", "Tunnel", "WorkerFds"]
@@ -68,6 +69,7 @@ class WorkerFds:
     channel: int
     counters: int
     memory: int
+    keys: int
 
 
 @dataclass(slots=True, kw_only=True)
@@ -81,6 +83,7 @@ class Surroundings:
     addresses: tuple[str, ...]
     """Where public ports are bound; empty on a client."""
     drain_seconds: float
+    keys: PortKeys
     make_context: Callable[[TunnelConfig, WorkerFds], WorkerContext]
     worker_main: Callable[[WorkerContext], int]
     maps: list[memoryview]
@@ -220,6 +223,12 @@ class Tunnel:
         if number is not None:
             self._say(question | {"number": number})
 
+    def give_keys(self) -> None:
+        """Tell the worker which keys are good from now on; they go past the master."""
+        fd = self._around.keys.fd(self.config.remote_port)
+        if self._channel is not None and fd >= 0:
+            self._channel.say({"type": "keys"}, (fd,))
+
     # ---------------------------------------------------------------- the worker's life
 
     def close(self) -> None:
@@ -273,6 +282,7 @@ class Tunnel:
             channel=channel.worker_fd,
             counters=self._counters_fd,
             memory=self._memory_fd,
+            keys=around.keys.fd(self.config.remote_port),
         )
         try:
             context = around.make_context(self.config, fds)

@@ -188,8 +188,14 @@ class ServerHandshake(_Handshake):
             window=message.number("window", 1, 32 << 20),
             session=message.hex("session", 16) if message.has("session") else None,
             attempt=message.number("attempt", 0, 2**53),
+            probe=message.has("probe") and message.flag("probe"),
         )
         self._send({"type": "challenge", "version": VERSION, "nonce": self._nonce.hex()})
+
+    @property
+    def key(self) -> bytes:
+        """The key that the client has shown to hold. Only after PROVEN."""
+        return self._key
 
     @property
     def is_proven(self) -> bool:
@@ -247,6 +253,7 @@ class ClientHandshake(_Handshake):
         self.welcome: Welcome | None = None
         self.refusal: Refusal | None = None
         self._out = preface
+        probe = {"probe": True} if hello.probe else {}
         self._send(
             {
                 "type": "hello",
@@ -260,6 +267,7 @@ class ClientHandshake(_Handshake):
                 "window": hello.window,
                 "session": hello.session,
                 "attempt": hello.attempt,
+                **probe,
             }
         )
 

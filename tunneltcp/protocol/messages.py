@@ -34,6 +34,8 @@ class RefusedCode(Enum):
     """Another client owns the port and answers."""
     DRAINING = "draining"
     """The server is stopping."""
+    PROBED = "probed"
+    """Nothing is wrong: the client only wanted to know whether its key is good."""
     UNKNOWN = "unknown"
     """A code of a later version."""
 
@@ -50,6 +52,8 @@ class Hello:
     """Bytes that the server may send on a new stream before the first CREDIT."""
     session: str | None
     attempt: int
+    probe: bool = False
+    """Only to know whether the key is good: it wants no link."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

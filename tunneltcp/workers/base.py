@@ -55,7 +55,11 @@ class Worker:
         self.memory.clear()
         self.buffer = receive_buffer()
         self.counters = self.host.map_counters()
+        self.keys = context.keys
+        """Keys that are good now, the preferred one first."""
         self.link: Link | None = None
+        self.link_key = b""
+        """The one that the link was made with."""
         self.draining = False
         self.log = logger
         self.visitors = Visitors(self.loop, is_server=self.is_server)
@@ -174,6 +178,8 @@ class Worker:
             self.leave()
         elif kind == "addresses":
             self.on_addresses(message)
+        elif kind == "keys":
+            self._change_keys(message["keys"])
         elif kind == "who":
             self._tell_who(message)
         elif kind == "kick":
@@ -236,9 +242,25 @@ class Worker:
 
     # ----------------------------------------------------------------------- link
 
-    def use_link(self, link: Link, rest: bytes, what: str) -> None:
+    def _change_keys(self, keys: tuple[bytes, ...]) -> None:
+        """Other keys are good from now on."""
+        if keys != self.keys:
+            self.keys = keys
+            self._show_key()
+            self.on_keys()
+
+    def on_keys(self) -> None:
+        """A side does what follows from other keys."""
+        raise NotImplementedError
+
+    def _show_key(self) -> None:
+        self.counters[Counter.LINK_KEY] = int(self.link_key != self.keys[0])
+
+    def use_link(self, link: Link, key: bytes, rest: bytes, what: str) -> None:
         """A link was established: serve over it."""
         self.link = link
+        self.link_key = key
+        self._show_key()
         self.loop.on_turn = link.end_turn
         self.counters[Counter.LINKS_TOTAL] += 1
         self._show_link(LinkState.UP)

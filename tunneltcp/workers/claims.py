@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from tunneltcp import __version__
 from tunneltcp.advice import claim_trouble
 from tunneltcp.errors import RemoteProtocolError
-from tunneltcp.net.address import format_address
+from tunneltcp.net.address import format_address, is_near
 from tunneltcp.net.loop import READ
 from tunneltcp.net.sockopt import prepare_link
 from tunneltcp.protocol.handshake import (
@@ -57,6 +57,7 @@ class Claim:
         self._claims = claims
         self._loop = loop
         self.sock = sock
+        self._peer = address
         self.address = format_address(address)
         self._first = b""
         self._handshake: ServerHandshake | None = None
@@ -75,6 +76,12 @@ class Claim:
         assert self._handshake is not None, "proven"
         assert self._handshake.hello is not None, "proven"
         return self._handshake.hello
+
+    @property
+    def key(self) -> bytes:
+        """The key that the client has shown to hold; only for a proven one."""
+        assert self._handshake is not None, "proven"
+        return self._handshake.key
 
     def _on_deadline(self) -> None:
         self.end("it took too long over the handshake")
@@ -111,7 +118,9 @@ class Claim:
             raise RemoteProtocolError("handshake: sent more before WELCOME")
         handshake.receive(data)
         self._write(handshake.data_to_send())
-        if handshake.is_proven:
+        if handshake.is_proven and self.hello.probe:
+            self.refuse(RefusedCode.PROBED)
+        elif handshake.is_proven:
             self._claims.owner.on_proven(self)
         elif handshake.stage is Stage.REFUSED:
             self.end(claim_trouble(RefusedCode.DENIED.value))
@@ -119,7 +128,11 @@ class Claim:
     def _check_preface(self, first: bytes) -> bool:
         preface = parse_preface(first, self._claims.keys)
         code = None
-        if preface.key is None or preface.port != self._claims.port:
+        reason = ""
+        if self._claims.near_only and not is_near(self._peer):
+            code = RefusedCode.DENIED
+            reason = claim_trouble("far")
+        elif preface.key is None or preface.port != self._claims.port:
             code = RefusedCode.DENIED
         elif preface.version != VERSION:
             code = RefusedCode.VERSION
@@ -127,7 +140,7 @@ class Claim:
             code = RefusedCode.TLS
         if code is not None:
             self._write(encode_refused(code))
-            self.end(claim_trouble(code.value))
+            self.end(reason or claim_trouble(code.value))
             return False
         self._handshake = ServerHandshake(
             first,
@@ -170,7 +183,7 @@ class Claim:
         self._claims.forget(self)
 
     def end(self, reason: str) -> None:
-        """Close, without another word."""
+        """Close, without another word; ``reason`` is empty if nothing is wrong."""
         if self.is_open:
             self._let_go()
             # Closing a socket with unread input resets it, and could destroy our answer.
@@ -178,18 +191,27 @@ class Claim:
                 self.sock.shutdown(socket.SHUT_WR)
                 self.sock.recv(MAX_HANDSHAKE_BYTES)
             self.sock.close()
-            self._claims.owner.on_refused(self.address, reason)
+            if reason:
+                self._claims.owner.on_refused(self.address, reason)
 
 
 class Claims:
     """All claims of one tunnel."""
 
     def __init__(
-        self, loop: Loop, port: int, keys: tuple[bytes, ...], owner: ClaimOwner
+        self,
+        loop: Loop,
+        port: int,
+        keys: tuple[bytes, ...],
+        owner: ClaimOwner,
+        *,
+        near_only: bool = False,
     ) -> None:
         self._loop = loop
         self.port = port
         self.keys = keys
+        self.near_only = near_only
+        """Whether links are taken from this machine alone."""
         self.owner = owner
         self._open: dict[Claim, None] = {}
 
@@ -205,6 +227,12 @@ class Claims:
     def forget(self, claim: Claim) -> None:
         """The claim is over, either way."""
         self._open.pop(claim, None)
+
+    def change_keys(self, keys: tuple[bytes, ...]) -> None:
+        """Take others from now on; whose handshake began before begins again."""
+        self.keys = keys
+        for claim in list(self._open):
+            claim.end("the keys changed meanwhile")
 
     def close(self) -> None:
         """End all of them; who has proven that it holds the key is told why."""

@@ -179,7 +179,7 @@ class ClientWorker(Worker):
             attempt=self.memory.table.raise_attempt(),
         )
         try:
-            attempt = Attempt(self.loop, address, hello, self.context.keys[0], self)
+            attempt = Attempt(self.loop, address, hello, self.keys[0], self)
         except OSError as error:  # no descriptor, no such address family
             self._tell_no_link(Trouble.OTHER, format_address(address[1]), str(error.strerror))
             return
@@ -251,7 +251,7 @@ class ClientWorker(Worker):
             max_streams=self.context.max_visitors,
             idle_ping_seconds=self.context.idle_ping_seconds,
         )
-        self.use_link(link, rest, "")
+        self.use_link(link, attempt.key, rest, "")
 
     def _cancel_attempts(self) -> None:
         for attempt in self._attempts:
@@ -262,6 +262,23 @@ class ClientWorker(Worker):
             self._dial_timer = None
 
     # ------------------------------------------------------------------------- link
+
+    def on_keys(self) -> None:
+        """Other keys are good: what is dialled uses them, and soon the link."""
+        self._cancel_attempts()
+        self._refusals = 0
+        if self._wants_link():
+            self._dial_soon(0.0)
+        self._leave_old_key()
+
+    def _leave_old_key(self) -> None:
+        """Have a link with the preferred key, once that takes no visitor's connection."""
+        if self.link is None or self.link_key == self.keys[0] or self._relays or self.draining:
+            return
+        self.link.close()
+        self.drop_link("made anew, with a new key")
+        self._dialling_since = self.loop.now
+        self._dial_soon(0.0)
 
     def on_doubt(self, link: Link) -> None:
         """Dial beside it: the first of the two that speaks stays."""
@@ -344,6 +361,8 @@ class ClientWorker(Worker):
                 self._resolve(self.context.target_host, self.context.target_port)
         if self.draining:
             self._leave_if_empty()
+        elif not self._relays:
+            self.loop.call_later(0.0, self._leave_old_key)
 
     # --------------------------------------------------------------------- draining
 

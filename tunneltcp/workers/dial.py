@@ -59,6 +59,7 @@ class Attempt:
         self._owner = owner
         self.address = address
         self.number = hello.attempt
+        self.key = key
         self._handshake = ClientHandshake(hello, key, os.urandom(48))
         self.is_open = True
         self.is_proving = False

@@ -22,6 +22,7 @@ from loguru import logger
 from tunneltcp.control.codec import decode_message, encode_message
 from tunneltcp.control.context import MEMORY_BYTES, RECORDS_BYTES
 from tunneltcp.control.counters import map_counters
+from tunneltcp.control.keys import read_keys
 from tunneltcp.errors import ControlChannelError
 from tunneltcp.net.loop import READ
 from tunneltcp.relay.memory import TunnelMemory
@@ -113,8 +114,12 @@ class MasterHost:
 
     def _on_channel(self, events: int) -> None:
         del events
+        assert sys.platform == "linux", "no master runs elsewhere"
+        fds: list[int] = []
         try:
-            packet = self._channel.recv(_MESSAGE_BYTES)
+            packet, fds, _, _ = socket.recv_fds(
+                self._channel, _MESSAGE_BYTES, 1, socket.MSG_CMSG_CLOEXEC
+            )
         except BlockingIOError:
             return
         except OSError:
@@ -127,8 +132,21 @@ class MasterHost:
         except ControlChannelError as error:
             logger.error("master sent garbage: {}", error)
             return
+        if fds:  # only one message comes with one
+            message = _with_keys(message, fds[0])
         self._on_message(message)
 
     def close(self) -> None:
         """Hang up."""
         self._channel.close()
+
+
+def _with_keys(message: dict[str, Any], fd: int) -> dict[str, Any]:
+    """Return the message with the keys that came beside it."""
+    try:
+        return message | {"keys": read_keys(fd)}
+    except OSError as error:
+        logger.error("the new keys cannot be read, the old ones stay: {}", error)
+        return {"type": "nothing"}
+    finally:
+        os.close(fd)

@@ -58,7 +58,13 @@ class ServerWorker(Worker):
         super().__init__(context)
         listeners = [socket.socket(fileno=fd) for fd in context.listener_fds]
         self._arrivals = Arrivals(self.loop, listeners, self)
-        self._claims = Claims(self.loop, context.port, context.keys, self)
+        self._claims = Claims(
+            self.loop,
+            context.port,
+            context.keys,
+            self,
+            near_only=context.near_links_only,
+        )
         self._held: dict[_Held, None] = {}
         """Who waits for the link, in the order in which they came."""
         self._hold_timer: Timer | None = None
@@ -244,6 +250,13 @@ class ServerWorker(Worker):
 
     # ------------------------------------------------------------------------ link
 
+    def on_keys(self) -> None:
+        """Other keys are good: a link with a key that is not ends now."""
+        self._claims.change_keys(self.keys)
+        link = self.link
+        if link is not None and self.link_key not in self.keys:
+            self.on_lost(link, "its key is not good any more", link.close())
+
     def on_proven(self, claim: Claim) -> None:
         """A client holds the key. PROTOCOL.md §5 says who owns the port."""
         if self.draining:
@@ -283,6 +296,7 @@ class ServerWorker(Worker):
         hello = claim.hello
         self._owner_ids = (hello.host_id, hello.run_id)
         self._client_drains = False
+        key = claim.key
         rest = claim.welcome(session_id.hex(), 1)
         link = Link(
             self.loop,
@@ -296,7 +310,7 @@ class ServerWorker(Worker):
             max_streams=self.context.max_visitors,
             idle_ping_seconds=self.context.idle_ping_seconds,
         )
-        self.use_link(link, rest, hello.agent)
+        self.use_link(link, key, rest, hello.agent)
         if self.link is link:
             self._open_held()
 

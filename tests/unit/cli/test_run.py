@@ -93,8 +93,3 @@ def test_the_master_stays_lean():
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.stdout == "[]\n"
-
-
-def test_keys_differ_by_port():
-    assert cli_run.port_keys(60001) != cli_run.port_keys(60002)
-    assert len(cli_run.port_keys(1)[0]) == 32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import selectors
 import signal
@@ -20,10 +21,13 @@ from tests.support.ports import free_port
 from tests.support.wait import wait_until
 from tunneltcp.cli.ask import ask
 from tunneltcp.config.model import Config, TunnelConfig
+from tunneltcp.config.token_reader import TokenReader
+from tunneltcp.config.tokens import TokenPlace
 from tunneltcp.control.context import Role, WorkerContext
 from tunneltcp.control.counters import Counter, map_counters
 from tunneltcp.errors import TunnelError
 from tunneltcp.master.folders import Folders
+from tunneltcp.master.keys import PortKeys
 from tunneltcp.master.master import Master
 
 if TYPE_CHECKING:
@@ -158,6 +162,10 @@ class MasterProcess:
         return (self.folders.log / name).read_text()
 
 
+def fake_key(token: str, port: int) -> bytes:
+    return hashlib.sha256(f"{token} {port}".encode()).digest()
+
+
 @pytest.fixture
 def folders(tmp_path: Path) -> Folders:
     return Folders(state=tmp_path / "state", run=tmp_path / "run", log=tmp_path / "log")
@@ -173,7 +181,14 @@ def start_master(folders):
     def start(
         *tunnels: TunnelConfig, role=Role.SERVER, prepare=None, load_again=None, **settings
     ):
-        settings = {"drain_seconds": 1.0, "server": "localhost", **settings}
+        settings = {
+            "drain_seconds": 1.0,
+            "server": "localhost",
+            "bind": ("127.0.0.1",),
+            **settings,
+        }
+        if load_again is None and role is Role.CLIENT:
+            settings = {"token": TokenPlace(kind="none"), **settings}
         config = Config(tunnels=tunnels, **settings) if load_again is None else load_again()
         pid = os.fork()  # noqa: TID251 - a master of its own, without a second's start-up
         if pid == 0:
@@ -212,7 +227,7 @@ def _run_master(config, role, folders, prepare, load_again):
             instance="test",
             folders=folders,
             worker_main=fake_worker,
-            port_keys=lambda port: (port.to_bytes(2, "big"),),
+            keys=PortKeys(fake_key, TokenReader(role.value, (folders.state,), {})),
             load_again=load_again,
         )
         code = master.run()

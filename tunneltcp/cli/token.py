@@ -1,0 +1,165 @@
+"""``tunneltcp token``: print a server's token, and replace it by another."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tunneltcp.cli.ask import ask, ask_all, fail, instance_options
+from tunneltcp.config.state import state_base
+from tunneltcp.config.token_files import own_tokens, retire_token, rotate_token
+from tunneltcp.config.tokens import OWN_TOKEN
+from tunneltcp.errors import ConfigError, ExitCode, TunnelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["token_command"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Server:
+    """Whose token it is."""
+
+    name: str
+    state: Path
+    run: Path | None
+    """Its run folder; None if it does not run."""
+
+
+def _server_options(command: Callable[..., None]) -> Callable[..., None]:
+    option = click.option(
+        "--state-dir",
+        type=click.Path(path_type=Path, readable=False),
+        help="The server with this state folder, whether it runs or not.",
+    )
+    return option(instance_options(command))
+
+
+@click.group("token", invoke_without_command=True)
+@_server_options
+@click.pass_context
+def token_command(
+    context: click.Context, instance: str | None, run_dir: Path | None, state_dir: Path | None
+) -> None:
+    """Print the token that a server made for itself.
+
+    It goes to standard output, and whose it is to standard error:
+
+    \b
+      ssh vps tunneltcp token | tunneltcp login vps.example.com
+    """  # noqa: D301 - click wants the character
+    if context.invoked_subcommand is not None:
+        context.obj = (instance, run_dir, state_dir)
+        return
+    server = _find(instance, run_dir, state_dir)
+    tokens = _tokens(server)
+    print(f'token of server "{server.name}", kept in {server.state}', file=sys.stderr)
+    if len(tokens) > 1:
+        old = "the one before it is good until: tunneltcp token retire"
+        print(f"tunneltcp: {old}", file=sys.stderr)
+    print(tokens[0])
+
+
+@token_command.command("rotate")
+@_server_options
+@click.pass_obj
+def _rotate(outer: tuple[Any, ...], /, **options: Any) -> None:  # noqa: ANN401 - click's
+    """Make a second token; both are good until "tunneltcp token retire"."""
+    server = _find(*_options(outer, options))
+    _tokens(server)
+    try:
+        rotate_token(server.state)
+    except ConfigError as error:
+        fail(ExitCode.CRASH, list(error.problems))
+    print(f'server "{server.name}" has a new token, and the old one is still good')
+    _tell(server)
+    print("  next   tunneltcp login SERVER, wherever clients are, with the new one")
+    print("  look   tunneltcp status says which links still use the old one")
+    print("  end    tunneltcp token retire")
+
+
+@token_command.command("retire")
+@_server_options
+@click.pass_obj
+def _retire(outer: tuple[Any, ...], /, **options: Any) -> None:  # noqa: ANN401 - click's
+    """End the old token: links that use it are closed at once."""
+    server = _find(*_options(outer, options))
+    _tokens(server)
+    try:
+        was_there = retire_token(server.state)
+    except ConfigError as error:
+        fail(ExitCode.CRASH, list(error.problems))
+    # Told in any case: the last time it may not have been.
+    _tell(server)
+    if was_there:
+        print(f'server "{server.name}": the old token is not good any more')
+    else:
+        print(f'server "{server.name}" has one token; there was no old one')
+
+
+def _options(outer: tuple[Any, ...], inner: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """Return the options, whether they stand before the word or behind it."""
+    names = ("instance", "run_dir", "state_dir")
+    instance, run_dir, state_dir = (
+        inner[name] if inner[name] is not None else before
+        for name, before in zip(names, outer, strict=True)
+    )
+    return instance, run_dir, state_dir
+
+
+def _find(instance: str | None, run_dir: Path | None, state_dir: Path | None) -> _Server:
+    """Return the server that is meant; leave if its token is not its own."""
+    if state_dir is not None and run_dir is None:
+        return _at_rest(instance or "server", state_dir)
+    answers, problems = ask_all({"op": "status"}, instance, run_dir)
+    servers = [answer for answer in answers if answer["role"] == "server"]
+    if len(servers) > 1:
+        names = [f"  --run-dir {answer['run_dir']}" for answer in servers]
+        fail(ExitCode.USAGE, ["several servers run here; say which one:", *names])
+    if servers:
+        answer = servers[0]
+        if answer["token"] != str(OWN_TOKEN):
+            text = f'the token of server "{answer["instance"]}" is in {answer["token"]}'
+            fail(ExitCode.CRASH, [f"{text}; it is printed and replaced there"])
+        return _Server(
+            name=answer["instance"],
+            state=Path(answer["state_dir"]),
+            run=Path(answer["run_dir"]),
+        )
+    if run_dir is not None:
+        fail(ExitCode.CRASH, problems or [f"no server runs in {run_dir}"])
+    try:
+        return _at_rest(instance or "server", state_base() / (instance or "server"))
+    except ConfigError as error:
+        fail(ExitCode.CRASH, list(error.problems))
+
+
+def _at_rest(name: str, state: Path) -> _Server:
+    return _Server(name=name, state=state, run=None)
+
+
+def _tokens(server: _Server) -> list[str]:
+    try:
+        tokens = own_tokens(server.state)
+    except ConfigError as error:
+        fail(ExitCode.CRASH, list(error.problems))
+    if not tokens:
+        text = f"there is no token in {server.state}; a server makes one when it starts"
+        fail(ExitCode.CRASH, [f"{text} (as another user, or with other folders?)"])
+    return tokens
+
+
+def _tell(server: _Server) -> None:
+    """Have the master take what lies there now."""
+    if server.run is None:
+        print("tunneltcp: it does not run; it takes this when it starts", file=sys.stderr)
+        return
+    try:
+        ask(server.run, {"op": "reload-tokens"})
+    except TunnelError as error:
+        fail(ExitCode.CRASH, [f"the server does not take it: {error}"])

@@ -1,0 +1,31 @@
+"""A config as plain values: how it comes from the process that read it to its master."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from tunneltcp.config.model import Config, TunnelConfig
+from tunneltcp.config.tokens import TokenPlace
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["config_from_plain", "config_to_plain"]
+
+
+def config_to_plain(config: Config) -> dict[str, Any]:
+    """Return the values of a config as JSON has them."""
+    values: dict[str, Any] = orjson.loads(orjson.dumps(config))
+    return values
+
+
+def config_from_plain(values: Mapping[str, Any]) -> Config:
+    """Return the config whose plain values these are."""
+    rebuilt = {
+        "tunnels": tuple(TunnelConfig(**tunnel) for tunnel in values["tunnels"]),
+        "bind": tuple(values["bind"]),
+        "token": TokenPlace(**values["token"]),
+    }
+    return Config(**{**values, **rebuilt})

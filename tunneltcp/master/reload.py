@@ -1,0 +1,156 @@
+"""A new config, or new tokens, while all goes on.
+
+Both come from short-lived children, so it takes some milliseconds in which the loop turns.
+One reading at a time: who asks meanwhile is answered from the next one, so that what was in
+the file when he asked is surely taken.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
+
+from loguru import logger
+
+from tunneltcp.errors import ConfigError
+from tunneltcp.master.changes import compare
+from tunneltcp.master.reading import read_config_later
+from tunneltcp.master.requests import ranges
+from tunneltcp.master.tunnel import Tunnel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tunneltcp.config.model import Config
+    from tunneltcp.master.helpers import Helpers
+    from tunneltcp.master.keys import PortKeys
+    from tunneltcp.master.master import Master
+
+    Respond = Callable[[dict[str, Any]], None]
+
+__all__ = ["Reloader"]
+
+_CONFIG: Final = "config"
+_TOKENS: Final = "tokens"
+
+
+class Reloader:
+    """Does what "reload" and "reload-tokens" ask for."""
+
+    def __init__(
+        self,
+        master: Master,
+        helpers: Helpers,
+        keys: PortKeys,
+        load_again: Callable[[], Config] | None,
+    ) -> None:
+        self._master = master
+        self._helpers = helpers
+        self._keys = keys
+        self._load_again = load_again
+        self._asked: list[tuple[str, Respond]] = []
+        """Who waits for the next reading, and of what."""
+        self._reading: list[Respond] = []
+        """Who waits for the one that runs."""
+
+    def reload(self, respond: Respond) -> None:
+        """Read the config again and act on the difference; a broken one changes nothing."""
+        if self._master.is_stopping:
+            respond(_refused(["it is stopping: there is nothing to read again"]))
+        elif self._load_again is None:
+            why = "it was started with ports, not with a file"
+            respond(_refused([f"{why}: there is nothing to read again"]))
+        else:
+            self._ask(_CONFIG, respond)
+
+    def reload_tokens(self, respond: Respond) -> None:
+        """Go for the tokens again, where they were; the config is not looked at."""
+        if self._master.is_stopping:
+            respond(_refused(["it is stopping: there is nothing to read again"]))
+        else:
+            self._ask(_TOKENS, respond)
+
+    def _ask(self, what: str, respond: Respond) -> None:
+        self._asked.append((what, respond))
+        if not self._reading:
+            self._begin()
+
+    def _begin(self) -> None:
+        """Read what the first of those who wait wants, for all that want the same."""
+        if not self._asked:
+            return
+        what = self._asked[0][0]
+        self._reading = [respond for one, respond in self._asked if one == what]
+        self._asked = [one for one in self._asked if one[0] != what]
+        try:
+            if what == _CONFIG and self._load_again is not None:
+                read_config_later(self._helpers, self._load_again, self._on_config)
+            else:
+                config = self._master.config
+                self._keys.renew(self._helpers, config, self._on_tokens)
+        except OSError as error:
+            self._end(_refused([f"out of resources: {error.strerror}"]))
+
+    def _end(self, answer: dict[str, Any]) -> None:
+        waiting, self._reading = self._reading, []
+        for respond in waiting:
+            respond(answer)
+        self._begin()
+
+    def _on_config(self, found: Config | ConfigError) -> None:
+        if isinstance(found, ConfigError):
+            self._end(_refused(list(found.problems)))
+            return
+        try:
+            self._keys.renew(self._helpers, found, partial(self._on_keys, found))
+        except OSError as error:
+            self._end(_refused([f"out of resources: {error.strerror}"]))
+
+    def _on_keys(self, config: Config, error: ConfigError | None) -> None:
+        if error is not None:
+            self._end(_refused(list(error.problems)))
+            return
+        try:
+            self._end(self._take(config))
+        except OSError as problem:
+            self._end(_refused([f"out of resources: {problem.strerror}"]))
+
+    def _take(self, config: Config) -> dict[str, Any]:
+        """Act on the difference."""
+        tunnels = self._master.tunnel_set
+        changes = compare(self._master.config, config)
+        added = [Tunnel(tunnel, tunnels.around) for tunnel in changes.added]
+        self._master.take_config(config)
+        tunnels.apply(changes, added)
+        for tunnel in self._master.tunnels:
+            tunnel.give_keys()
+        answer = {
+            "added": [tunnel.remote_port for tunnel in changes.added],
+            "removed": list(changes.removed),
+            "changed": [tunnel.remote_port for tunnel in changes.changed],
+            "unchanged": len(changes.unchanged),
+        }
+        told = (f"{word} {ranges(ports)}" for word, ports in answer.items() if _some(ports))
+        logger.info("config read again: {}", "; ".join(told) or "no tunnel is concerned")
+        return answer
+
+    def _on_tokens(self, error: ConfigError | None) -> None:
+        if error is not None:
+            for problem in error.problems:
+                logger.error("tokens not taken, all goes on as before: {}", problem)
+            self._end({"error": f"the tokens were not taken: {error.problems[0]}"})
+            return
+        for tunnel in self._master.tunnels:
+            tunnel.give_keys()
+        logger.info("tokens read again")
+        self._end({"tunnels": len(self._master.tunnels)})
+
+
+def _refused(problems: list[str]) -> dict[str, Any]:
+    for problem in problems:
+        logger.error("config not taken, all goes on as before: {}", problem)
+    return {"error": f"the config was not taken: {problems[0]}", "problems": problems}
+
+
+def _some(ports: object) -> TypeGuard[list[int]]:
+    return isinstance(ports, list) and bool(ports)
