@@ -43,11 +43,24 @@ def master_of(
 def test_a_server_with_a_list_of_ports():
     lines = announcement(master_of(UP, UP, UP), None)
     assert lines == [
+        "tunneltcp server ready: listening on 0.0.0.0, :: port 60001-60003",
+        "  logs   /l",
+        "  state  /s",
+        "  look   tunneltcp status",
+        "  login  tunneltcp login HOST   (once, where your apps are; HOST: a name or address of"
+        ' this machine; "tunneltcp token" prints the token)',
+        "  next   tunneltcp expose 8000 --to HOST:60001   (then, there)",
+    ]
+
+
+def test_a_server_that_only_this_machine_reaches():
+    lines = announcement(master_of(UP, UP, UP, bind=("127.0.0.1",)), None)
+    assert lines == [
         "tunneltcp server ready: listening on 127.0.0.1 port 60001-60003",
         "  logs   /l",
         "  state  /s",
         "  look   tunneltcp status",
-        "  note   only this machine can reach it; --bind ADDRESS opens it to others",
+        "  note   only this machine can reach it; --bind '*' opens it to others",
         "  next   tunneltcp expose 8000 --to 127.0.0.1:60001   (on this machine)",
     ]
 
@@ -55,11 +68,10 @@ def test_a_server_with_a_list_of_ports():
 @pytest.mark.parametrize(
     ("bind", "local_port", "command"),
     [
-        (("0.0.0.0", "::"), 0, "tunneltcp expose 8000 --to HOST:60001   (where your apps are;"
-         " HOST: a name or address of this machine)"),
-        (("0.0.0.0",), 9000, "tunneltcp client 't 1.json' --server HOST   (where"),
-        (("127.0.0.1", "192.0.2.7"), 0, "tunneltcp expose 8000 --to 192.0.2.7:60001   (where"),
-        (("2001:db8::1",), 0, "tunneltcp expose 8000 --to [2001:db8::1]:60001   (where"),
+        (("0.0.0.0", "::"), 0, "tunneltcp expose 8000 --to HOST:60001   (then, there)"),
+        (("0.0.0.0",), 9000, "tunneltcp client 't 1.json' --server HOST   (then"),
+        (("127.0.0.1", "192.0.2.7"), 0, "tunneltcp expose 8000 --to 192.0.2.7:60001   (then"),
+        (("2001:db8::1",), 0, "tunneltcp expose 8000 --to [2001:db8::1]:60001   (then"),
         (("::1",), 9000, "tunneltcp client 't 1.json' --server ::1   (on this machine)"),
     ],
 )  # fmt: skip

@@ -57,11 +57,11 @@ def test_what_differs_from_the_default_is_shown(check):
 
 
 def test_ports_are_for_the_server(check):
-    code, lines = check('{"ports": "60001-60002", "bind": "*"}')
+    code, lines = check('{"ports": "60001-60002", "bind": "localhost"}')
     assert code == 0
     assert lines == [
         "FILE is right for the server",
-        "server: bind=0.0.0.0,::",
+        "server: bind=127.0.0.1,::1",
         "port   target  name          settings",
         "60001  -       tunnel-60001",
         "60002  -       tunnel-60002",

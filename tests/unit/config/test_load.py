@@ -53,7 +53,7 @@ def test_the_bare_list_is_complete_for_either_side(tmp_path):
     assert client.tunnels[0].name == "tunnel-60001"
     server = load_config(path, "server")
     assert [t.remote_port for t in server.tunnels] == [60001, 60002]
-    assert server.bind == ("127.0.0.1",)
+    assert server.bind == ("0.0.0.0", "::")
     assert (server.drain_seconds, server.budget_bytes) == (5.0, None)
 
 
@@ -143,8 +143,8 @@ def test_all_problems_come_at_once_each_with_its_path():
     [
         ('{"ports": [1], "server": "x"}', f"server: {FOR_CLIENT}"),
         (
-            '{"ports": [1], "token": "x"}',
-            "token: is not known yet: this version has no such setting",
+            '{"ports": [1], "tls": true}',
+            "tls: is not known yet: this version has no such setting",
         ),
         ('{"ports": "9-1"}', f"ports: '9-1' {NO_RANGE}"),
         ('{"ports": [1, true]}', f"ports[1]: true {NO_RANGE}"),
