@@ -23,7 +23,7 @@ import pytest
 from tests.support.leaks import descendants
 from tests.support.poor_platform import NAME
 from tests.support.ports import free_ports
-from tests.support.processes import Master, alive
+from tests.support.processes import Master, alive, write_token
 from tests.support.service import ROOT
 from tests.support.sockets import connect, expect_reset, listener, receive_exactly
 from tests.support.wait import wait_until
@@ -67,6 +67,7 @@ class Expose:
                 "expose",
                 *words,
                 f"--state-dir={folder / 'state'}",
+                f"--token-file={write_token(folder)}",
             ],
             stdin=slave if terminal else subprocess.DEVNULL,
             stdout=slave,
@@ -231,6 +232,7 @@ class TestOneTunnel:
     ) -> None:
         command = [sys.executable, "-m", "tunneltcp", "expose", str(apps.add("echo"))]
         command += ["--to", f"127.0.0.1:{ports[0]}", f"--state-dir={tmp_path}"]
+        command += [f"--token-file={write_token(tmp_path)}"]
         reader, writer = os.pipe()
         process = subprocess.Popen(
             command, stdout=writer, env={**os.environ, "PYTHONPATH": str(ROOT)}

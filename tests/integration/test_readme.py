@@ -36,6 +36,9 @@ _SECONDS = 20.0
 _STAYS = ("server", "client", "expose")
 """Commands that stay in the foreground."""
 
+_BY_SSH = "ssh vps tunneltcp token | "
+"""Before a command: it is told the server's token."""
+
 _APP = """
 import http.server
 
@@ -110,8 +113,10 @@ class _Machine:
             return [*self.host.prefix, *words]
         words = [sys.executable, "-m", "tunneltcp", *words[1:]]
         if words[3] in ("server", "client"):
-            words += [f"--state-dir={self.folder}/state", f"--log-dir={self.folder}/log"]
-        if words[3] not in ("expose", "check"):
+            words.append(f"--log-dir={self.folder}/log")
+        if words[3] in ("server", "client", "login", "expose"):
+            words.append(f"--state-dir={self.folder}/state")
+        if words[3] not in ("expose", "check", "login"):
             words.append(f"--run-dir={self._run}")
         return [*self.host.prefix, "env", f"HOME={self.home}", *words]
 
@@ -119,14 +124,16 @@ class _Machine:
         """Take out of an output what :meth:`_words` put into it."""
         text = text.replace(f" --run-dir {self._run}", "")
         text = text.replace(f"{self.folder}/log", f"/var/log/tunneltcp/{role}")
+        text = text.replace(f"{self.folder}/state/logins", "/var/lib/tunneltcp/logins")
         text = text.replace(f"{self.folder}/state", f"/var/lib/tunneltcp/{role}")
         text = re.sub(r"\x1b\[\d*[AK]", "\n", text)  # a live table is written over again
         return text.replace("\r", "").splitlines()
 
-    def run(self, command: str) -> list[str]:
-        """Run a command to its end; return its lines."""
+    def run(self, command: str, given: str = "") -> list[str]:
+        """Run a command to its end; return its lines. ``given``: what it is told."""
         done = subprocess.run(
             self._words(command),
+            input=given,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -136,6 +143,17 @@ class _Machine:
         )
         lines = self._undone(done.stdout, "")
         return [line.removeprefix("tunneltcp: ") for line in lines if line.strip()]
+
+    def token(self) -> tuple[str, list[str]]:
+        """Run ``tunneltcp token``, as by ssh; return what it prints and what it says."""
+        done = subprocess.run(
+            self._words("tunneltcp token"),
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        return done.stdout, self._undone(done.stderr, "server")
 
     def stay(self, command: str, expected: list[str]) -> None:
         """Start a command on a terminal; wait until it has said all that is expected."""
@@ -233,6 +251,10 @@ def test_the_first_ten_minutes_are_as_readme_tells_them(machines: dict[str, _Mac
         if words[0] == "tunneltcp" and words[1] in _STAYS:
             machines[where].stay(command, expected)
             continue
-        said = machines[where].run(command)
+        token, told = "", []
+        if command.startswith(_BY_SSH):
+            token, told = machines["vps"].token()
+            assert len(token.strip()) >= 32
+        said = told + machines[where].run(command.removeprefix(_BY_SSH), token)
         forms = [_form(line) for line in said]
         assert forms == [_form(line) for line in expected], f"{command} says {said}"
