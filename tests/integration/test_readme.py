@@ -251,7 +251,7 @@ def test_the_first_ten_minutes_are_as_readme_tells_them(machines: dict[str, _Mac
         if words[0] == "tunneltcp" and words[1] in _STAYS:
             machines[where].stay(command, expected)
             continue
-        token, told = "", []
+        token, told = "", list[str]()
         if command.startswith(_BY_SSH):
             token, told = machines["vps"].token()
             assert len(token.strip()) >= 32

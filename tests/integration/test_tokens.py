@@ -139,6 +139,8 @@ class TestNobodyHoldsIt:
     def test_wherever_it_comes_from(self, kind: str, tmp_path: Path, target: int) -> None:
         server, client, port = self.pair(tmp_path, target, kind)
         with server, client:
+            warned = "there is a token in it" in server.log_text("master.log")
+            assert warned == (kind == "config"), "others may read these configs"
             linked(server, client, port)
             echo(port)
             self.check(server, client)

@@ -14,6 +14,7 @@ import os
 import stat
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tunneltcp.config.state import state_base
@@ -22,13 +23,15 @@ from tunneltcp.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
+
+    from tunneltcp.config.tokens import TokenPlace
 
 __all__ = [
     "find_login",
     "keep_login",
     "make_token",
     "own_tokens",
+    "place_warning",
     "read_token_file",
     "read_variable",
     "retire_token",
@@ -67,6 +70,15 @@ def read_token_file(path: Path, *, follow: bool = True) -> str:
     finally:
         os.close(fd)
     return _checked(data, f"the token in {path}")
+
+
+def place_warning(place: TokenPlace) -> str:
+    """Return what is not as it should be where the token is; empty if nothing is."""
+    with suppress(OSError):
+        if place.kind == "config" and Path(place.where).stat().st_mode & 0o004:
+            text = f"others may read {place.where}, and there is a token in it"
+            return f"{text}; forbid it with: chmod o-r {place.where}"
+    return ""
 
 
 def read_variable(name: str, moved: Mapping[str, int]) -> str:

@@ -22,6 +22,7 @@ from loguru import logger
 
 from tunneltcp import __version__
 from tunneltcp.config.state import host_id
+from tunneltcp.config.token_files import place_warning
 from tunneltcp.control.context import Role, WorkerContext
 from tunneltcp.errors import ExitCode
 from tunneltcp.log import Throttle, echo_from, setup_log
@@ -194,8 +195,13 @@ class Master:
                 self.folders.state,
                 host,
             )
+        self._warn_of_token()
         if self.config.auth == "none":
             logger.warning("{}", _NO_AUTH[self.role])
+
+    def _warn_of_token(self) -> None:
+        if warning := place_warning(self.config.token):
+            logger.warning("{}", warning)
 
     def _start(self) -> None:
         around = Surroundings(
@@ -362,6 +368,7 @@ class Master:
     def take_config(self, config: Config) -> None:
         """Have other settings from now on; what concerns tunnels is the caller's."""
         old, self.config = self.config, config
+        self._warn_of_token()
         self._budget = config.budget_bytes or computed_budget(len(config.tunnels))
         self.tunnel_set.around.addresses = self._addresses()
         self.tunnel_set.around.drain_seconds = config.drain_seconds
