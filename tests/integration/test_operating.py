@@ -271,7 +271,9 @@ def test_a_server_of_ports_alone_says_what_to_do_next(tmp_path: Path) -> None:
     first, busy = free_ports(2)
     with (
         socket.create_server(("127.0.0.1", busy)),
-        Terminal("server", f"{first},{busy}", *folders(tmp_path)) as terminal,
+        Terminal(
+            "server", f"{first},{busy}", "--bind=127.0.0.1", *folders(tmp_path)
+        ) as terminal,
     ):
         terminal.wait_for("  next ")
         terminal.wait_for("\n")

@@ -19,7 +19,7 @@ import pytest
 from tests.support.control import ask_status
 from tests.support.leaks import descendants
 from tests.support.ports import free_port
-from tests.support.processes import run_tunneltcp
+from tests.support.processes import run_tunneltcp, write_token
 from tests.support.service import ROOT
 from tests.support.sockets import connect, receive_exactly
 from tests.support.wait import wait_until
@@ -71,6 +71,7 @@ class Supervisord:
         mine = "".join(
             f" --{kind}-dir {self.folder}/{role}/{kind}" for kind in ("run", "state", "log")
         )
+        mine += f" --token-file {write_token(self.folder)}"
         self.change(role, r"--role", f"{mine} --role")
         return path
 

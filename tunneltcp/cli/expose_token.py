@@ -102,18 +102,20 @@ def find_token(
 
 
 def _take_variable() -> dict[str, int]:
-    if sys.platform != "linux":
-        return {}
-    from tunneltcp.cli.environment import move_out, moved
+    if sys.platform == "linux":
+        from tunneltcp.cli.environment import move_out, moved
 
-    secrets = moved()
-    move_out([TOKEN_VARIABLE], secrets)
-    return secrets
+        secrets = moved()
+        move_out([TOKEN_VARIABLE], secrets)
+        return secrets
+    else:  # noqa: RET505 - as above
+        return {}
 
 
 def _servers_here() -> list[Path]:
-    if sys.platform != "linux":
-        return []
-    from tunneltcp.cli.servers_here import servers_here
+    if sys.platform == "linux":
+        from tunneltcp.cli.servers_here import servers_here
 
-    return servers_here()
+        return servers_here()
+    else:  # noqa: RET505 - as above
+        return []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
@@ -11,7 +12,7 @@ import click
 from tunneltcp.cli.expose import parse_server
 from tunneltcp.cli.prove import prove
 from tunneltcp.config.token_files import keep_login
-from tunneltcp.config.tokens import token_problem
+from tunneltcp.config.tokens import OWN_TOKEN, token_problem
 from tunneltcp.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 __all__ = ["login_command"]
 
 _DEFAULT_PORT: Final = 60_001
+_MAX_MASTERS: Final = 16
+_ANSWER_SECONDS: Final = 1.0
+"""Of each master on this machine that may want to know."""
+
 _MAX_INPUT: Final = 8192
 """Characters read from standard input; a token has some fifty."""
 
@@ -78,19 +83,17 @@ def _ask(host: str) -> str:
 
 def _tell_clients(host: str) -> None:
     """Have clients that run here take it; who is not ours or does not answer, does not."""
-    if sys.platform != "linux":
-        return
-    from tunneltcp.cli.ask import ask, find_run_folders
-    from tunneltcp.errors import TunnelError
+    if sys.platform == "linux":
+        from tunneltcp.cli.ask import ask, find_run_folders
+        from tunneltcp.errors import TunnelError
 
-    for folder in find_run_folders(None, None).folders[:16]:
-        try:
-            status = ask(folder, {"op": "status"}, 1.0)
-            if status["role"] == "client" and status.get("server") == host:
-                ask(folder, {"op": "reload-tokens"})
-                print(f'client "{status["instance"]}" uses it from now on')
-        except (TunnelError, OSError):
-            continue
+        for folder in find_run_folders(None, None).folders[:_MAX_MASTERS]:
+            with suppress(TunnelError, OSError):
+                status = ask(folder, {"op": "status"}, _ANSWER_SECONDS)
+                own = status.get("token") == str(OWN_TOKEN) and status.get("server") == host
+                if status["role"] == "client" and own:
+                    ask(folder, {"op": "reload-tokens"})
+                    print(f'client "{status["instance"]}" uses it from now on')
 
 
 def _fail(code: int, problems: Sequence[str]) -> NoReturn:

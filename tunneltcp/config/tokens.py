@@ -42,7 +42,7 @@ class TokenPlace:
     def __str__(self) -> str:
         """Say it to a person."""
         return {
-            "own": "its own, in its state folder",
+            "own": "its own place, as by default",
             "config": f"the config {self.where}",
             "variable": f"the variable {self.where} of its environment",
             "file": f"the file {self.where}",

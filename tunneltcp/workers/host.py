@@ -114,12 +114,9 @@ class MasterHost:
 
     def _on_channel(self, events: int) -> None:
         del events
-        assert sys.platform == "linux", "no master runs elsewhere"
         fds: list[int] = []
         try:
-            packet, fds, _, _ = socket.recv_fds(
-                self._channel, _MESSAGE_BYTES, 1, socket.MSG_CMSG_CLOEXEC
-            )
+            packet, fds = _receive(self._channel)
         except BlockingIOError:
             return
         except OSError:
@@ -139,6 +136,15 @@ class MasterHost:
     def close(self) -> None:
         """Hang up."""
         self._channel.close()
+
+
+def _receive(channel: socket.socket) -> tuple[bytes, list[int]]:
+    """Take one packet, and the descriptor that may come beside it."""
+    if sys.platform == "linux":
+        flags = socket.MSG_CMSG_CLOEXEC
+        packet, fds, _, _ = socket.recv_fds(channel, _MESSAGE_BYTES, 1, flags)
+        return packet, fds
+    raise AssertionError("no master runs elsewhere")
 
 
 def _with_keys(message: dict[str, Any], fd: int) -> dict[str, Any]:
