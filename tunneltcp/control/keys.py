@@ -24,9 +24,8 @@ def read_keys(fd: int) -> tuple[bytes, ...]:
     Raises:
         OSError: If there are none.
     """
-    if sys.platform == "win32":
-        raise AssertionError("no master runs there")
-    data = os.pread(fd, KEY_BYTES * MAX_KEYS + 1, 0)
-    if not data or len(data) % KEY_BYTES or len(data) > KEY_BYTES * MAX_KEYS:
-        raise OSError(0, "there are no keys for this worker")
-    return tuple(data[at : at + KEY_BYTES] for at in range(0, len(data), KEY_BYTES))
+    if sys.platform != "win32":  # no master runs there
+        data = os.pread(fd, KEY_BYTES * MAX_KEYS + 1, 0)
+        if data and len(data) % KEY_BYTES == 0 and len(data) <= KEY_BYTES * MAX_KEYS:
+            return tuple(data[at : at + KEY_BYTES] for at in range(0, len(data), KEY_BYTES))
+    raise OSError(0, "there are no keys for this worker")
