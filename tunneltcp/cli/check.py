@@ -12,6 +12,8 @@ import orjson
 from tunneltcp.cli.ask import fail
 from tunneltcp.config.load import build_config, read_document, shown_path
 from tunneltcp.config.model import PORTS, TOP_SETTINGS, TUNNEL_SETTINGS
+from tunneltcp.config.token_files import place_warning
+from tunneltcp.config.tokens import TokenPlace
 from tunneltcp.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
@@ -44,6 +46,10 @@ def check_command(file: Path, role: str | None, server: str | None, as_json: boo
         if not fits:
             raise SystemExit(ExitCode.USAGE)
     elif fits:
+        has_token = any(one.config and one.config.token.kind == "config" for one in fits)
+        warning = place_warning(TokenPlace(kind="config", where=str(file)))
+        if has_token and warning:
+            click.echo(f"tunneltcp: {warning}", err=True)
         print("\n".join(_as_text(file, fits)))
     else:
         problems = _likeliest(verdicts).problems
@@ -142,6 +148,8 @@ def _pairs(values: Mapping[str, Any]) -> str:
 def _plain(value: object) -> str:
     if isinstance(value, tuple):
         return ",".join(map(str, value))
+    if isinstance(value, TokenPlace):  # of one in this very file there is nothing more to say
+        return f"{value.kind}:{value.where}".rstrip(":")
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)

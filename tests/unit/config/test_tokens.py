@@ -152,7 +152,9 @@ class TestFiles:
         assert token_files.find_login("vps.example.com", (one, two)) == kept
         assert token_files.find_login("other.example.com", (one, two)) is None
         token_files.keep_login("fe80::1%eth0", OTHER, one)
-        assert token_files.find_login("fe80::1%eth0", (one, two)).read_text() == f"{OTHER}\n"
+        found = token_files.find_login("fe80::1%eth0", (one, two))
+        assert found is not None
+        assert found.read_text() == f"{OTHER}\n"
         token_files.keep_login("vps.example.com", OTHER, two)
         assert kept.read_text() == f"{OTHER}\n"
 
