@@ -105,6 +105,11 @@ class End:
         )
 
     @property
+    def is_known(self) -> bool:
+        """Whether the client has answered its OPEN."""
+        return self.stream.is_known
+
+    @property
     def holds_ring(self) -> bool:
         """Whether its stream has a ring."""
         return self.stream.ring is not None
@@ -231,6 +236,12 @@ class End:
         assert not self.over, f"{self}: woken after the end"
         self.watching = True
 
+    def drop_waiting(self) -> None:
+        """The link is lost."""
+        assert not self.over, f"{self}: told after the end"
+        self.waiting.clear()
+        self.fin_waits = False
+
     def abort(self, code: int) -> None:
         """RESET."""
         assert not self.over, f"{self}: over twice"
@@ -350,6 +361,8 @@ class Side:
         self.buffer = bytearray(1 << 20)
         self.pongs: list[int] = []
         self.goaways: list[int] = []
+        self.resumed: list[tuple[int, int]] = []
+        """What was told at the end of each resume: streams, bytes sent again."""
         self.accept: Callable[[Stream, bytes], Endpoint] | None = None
         self.session = self._new_session()
 
@@ -357,27 +370,33 @@ class Side:
         return f"<{self.name} streams={len(self.session.streams)} used={self.arena.used_bytes}>"
 
     def _new_session(self) -> Session:
-        return Session(
+        session = Session(
             self,
             opens=self._opens,
             arena=self.arena,
             table=self.table,
-            first_limit=self._first_limit,
             max_streams=self.max_streams,
         )
+        session.begin(self._first_limit)
+        return session
 
     def _discard(self, start: int, size: int) -> None:
         """As MADV_REMOVE does: the range reads as zeros."""
         self.arena_memory[start : start + size] = bytes(size)
         self.discarded.append((start, size))
 
-    def relink(self) -> list[Stream]:
-        """The link is lost, and another is there; the streams that may begin anew."""
+    def detach(self) -> None:
+        """The link is lost, with all that was under way."""
         self.out.lose()
-        unanswered = self.session.take_unanswered() if self._opens else []
-        self.session.abort_all(ResetCode.CANCELLED)
-        self.session = self._new_session()
-        return unanswered
+        self.session.detach()
+
+    def attach(self, *, resumed: bool) -> None:
+        """There is a link again."""
+        self.out.lose()
+        if resumed:
+            self.session.resume(self._first_limit)
+        else:
+            self.session.begin(self._first_limit)
 
     def hold_back(self, left_bytes: int) -> None:
         """Leave only so much of the budget for rings, as if other streams had the rest."""
@@ -405,6 +424,10 @@ class Side:
     def on_goaway(self, code: int) -> None:
         """Note it."""
         self.goaways.append(code)
+
+    def on_resumed(self, streams: int, again_bytes: int) -> None:
+        """Note it."""
+        self.resumed.append((streams, again_bytes))
 
     # ------------------------------------------------------------ what a test does
 
@@ -440,7 +463,7 @@ class Side:
         session = self.session
         streams = session.streams.values()
         assert len(streams) <= self.max_streams
-        held = [*streams, *(s for s in session.resetting.values() if not s.reset_sent)]
+        held = [*streams, *session.resetting.values()]
         rings = [stream.ring for stream in held if stream.ring is not None]
         rings += session.sender.retired + self._held_back
         assert self.arena.used_bytes == sum(ring.size for ring in rings), "rings leak"
@@ -611,35 +634,26 @@ class SessionPair:
             for end in visit.ends:
                 end.end()
 
-    def lose_link(self) -> None:
-        """The link is lost and, in this version, its streams with it."""
+    def cut(self) -> None:
+        """The link is lost on both sides; they know it at once."""
         for side in self.sides:
-            side.out.lose()
-            side.session.abort_all(ResetCode.CANCELLED)
-        for visit in self.visits:
-            visit.link_lost = True
+            side.detach()
+
+    def resume(self) -> None:
+        """A new link goes on with the session."""
+        for side in self.sides:
+            side.attach(resumed=True)
 
     def relink(self) -> None:
-        """The link is lost, and another is there: unanswered visitors begin anew."""
-        taken = {id(stream.endpoint): stream for stream in self.server.relink()}
-        self.client.relink()
+        """The link is lost, and the next one's client knows nothing: a new session."""
+        known = {id(visit): visit.visitor.is_known for visit in self.visits}
+        for side in self.sides:
+            side.attach(resumed=False)
         for visit in self.visits:
-            end = visit.visitor
-            old = taken.get(id(end))
-            if old is None:
+            if known[id(visit)]:
                 visit.link_lost = True
-                continue
-            assert not old.confirmed, f"{end} begins anew, but was answered"
-            assert end.over == "", f"{end} begins anew, but is over"
-            visit.target = visit.new_target()
-            cookie, payload = 1000 + visit.number, addresses(visit.number)
-            stream = self.server.session.reopen(old, cookie, payload)
-            if stream is None:  # the worker resets the visitor's socket
-                end.over = "reset"
-                end.code = ResetCode.OVER_LIMIT
-            else:
-                end.start(stream)
-                end.watching = not end.finished
+            elif not visit.visitor.over:
+                visit.target = visit.new_target()
 
     # -------------------------------------------------------------------- checks
 

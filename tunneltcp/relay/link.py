@@ -96,9 +96,9 @@ class Link:
             opens=opens,
             arena=memory.arena,
             table=memory.table,
-            first_limit=first_limit,
             max_streams=max_streams,
         )
+        self.session.begin(first_limit)
         self._liveness = Liveness(idle_ping_seconds, loop.now)
         self._life_timer: Timer | None = None
         self._sweeping = False

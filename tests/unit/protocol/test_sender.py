@@ -94,7 +94,7 @@ def test_the_order_of_a_batch(client):
     client.feed(make.ping(99), make.ping(100))
 
     frames = client.sent()
-    assert kinds(frames) == ["PONG", "GOAWAY", "PING", "DATA", "RESET"]
+    assert kinds(frames) == ["GOAWAY", "PING", "PONG", "DATA", "RESET"]
     assert frames[0].value == 100, "of several PINGs only the latest is answered"
     assert frames[1].value == 2, "the highest id"
 

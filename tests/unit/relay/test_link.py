@@ -121,9 +121,9 @@ class Bench:
             opens=False,
             arena=Arena(memoryview(bytearray(ARENA_BYTES)), ARENA_BYTES),
             table=StreamTable(memoryview(bytearray(RECORDS_BYTES))),
-            first_limit=1 << 20,
             max_streams=64,
         )
+        session.begin()
         self.far_session = session
         peer = FakePeer(self.raw.peer.sock, reads=False)
         kept = b""
