@@ -283,7 +283,9 @@ class Visit:
             if end.over == "aborted" and not self.link_lost:
                 cause = far.code if far.started else ResetCode.OVER_LIMIT
                 assert not far.started or far.over == "reset", f"{end}: reset by nobody"
-                assert end.code == cause, f"{end}: reset for another reason"
+                # A resume tells that a stream was reset, not why.
+                codes = (cause, ResetCode.CANCELLED)
+                assert end.code in codes, f"{end}: reset for another reason"
             if end.over == "clean":
                 assert end.finished, f"{end}: a clean end without its own FIN"
                 assert end.fin_passed_on, f"{end}: a clean end without the peer's FIN"
@@ -332,12 +334,6 @@ class Wire:
             self.batch = []
         return len(part)
 
-    def lose(self) -> None:
-        """The link is lost, with all that was under way."""
-        self.batch = []
-        self.flying.clear()
-        self.kept = b""
-
 
 class Side:
     """One side: its session, its memory, and the wire that it writes to."""
@@ -358,6 +354,7 @@ class Side:
         self._opens = opens
         self._first_limit = first_limit
         self.out = Wire()
+        self.inbox = Wire()
         self.buffer = bytearray(1 << 20)
         self.pongs: list[int] = []
         self.goaways: list[int] = []
@@ -387,12 +384,12 @@ class Side:
 
     def detach(self) -> None:
         """The link is lost, with all that was under way."""
-        self.out.lose()
+        self.out, self.inbox = Wire(), Wire()
         self.session.detach()
 
-    def attach(self, *, resumed: bool) -> None:
+    def attach(self, out: Wire, inbox: Wire, *, resumed: bool) -> None:
         """There is a link again."""
-        self.out.lose()
+        self.out, self.inbox = out, inbox
         if resumed:
             self.session.resume(self._first_limit)
         else:
@@ -433,6 +430,8 @@ class Side:
 
     def write(self, size: int = MANY) -> int:
         """Hand out a batch if there is none, then write; how many bytes went."""
+        if not self.session.is_attached:
+            return 0
         if not self.out.is_blocked:
             batch = self.session.data_to_send()
             assert self.session.sender.batch_bytes == sum(map(len, batch)), "batch_bytes"
@@ -442,8 +441,11 @@ class Side:
             self.out.offer(batch)
         return self.out.write(size)
 
-    def receive(self, wire: Wire, size: int = MANY) -> int:
+    def receive(self, wire: Wire | None = None, size: int = MANY) -> int:
         """Take what the other side's wire carries; how many bytes came."""
+        wire = wire if wire is not None else self.inbox
+        if not self.session.is_attached:
+            return 0
         count = min(size, len(wire.flying), len(self.buffer) - len(wire.kept))
         if not count:
             return 0
@@ -484,7 +486,7 @@ class Side:
         assert stream.head - stream.acked <= ring_bytes, stream
         assert stream.reported <= stream.delivered <= stream.received, stream
         assert stream.received - stream.delivered <= stream.window, stream
-        if stream.peer_fin < 0:
+        if stream.peer_fin < 0 and self.session.is_attached:
             assert stream.received <= stream.granted, stream
             assert stream.granted <= stream.reported + stream.window, stream
 
@@ -551,6 +553,11 @@ class SessionPair:
             first_limit=0,
         )
         self.client.accept = self._accept
+        self.server.inbox, self.client.inbox = self.client.out, self.server.out
+        self.offered: tuple[Wire, Wire] | None = None
+        """A link that the server has taken and the client has not: to client, to server."""
+        self._offer_resumes = False
+        self._server_session = self._client_session = 1
         self.visits: list[Visit] = []
         self.connects_at_once = True
         self.refuses = False
@@ -597,7 +604,7 @@ class SessionPair:
         moved = 0
         for side, other in ((self.server, self.client), (self.client, self.server)):
             moved += side.write(size)
-            moved += other.receive(side.out, size)
+            moved += other.receive(size=size)
         return moved
 
     def settle(self, turns: int = 10_000) -> None:
@@ -634,26 +641,60 @@ class SessionPair:
             for end in visit.ends:
                 end.end()
 
+    # --------------------------------------------------------------------- links
+
     def cut(self) -> None:
         """The link is lost on both sides; they know it at once."""
         for side in self.sides:
             side.detach()
+        self.offered = None
+
+    def offer(self, *, resumes: bool = True) -> None:
+        """The server takes a new link, and lets go of an older one; WELCOME is under way.
+
+        Args:
+            resumes: Whether the client still has its session. If that is not the one that
+                the server has, a new one begins all the same.
+        """
+        resumes = resumes and self._client_session == self._server_session
+        if not resumes:
+            self._server_session += 1
+            for visit in self.visits:
+                if visit.visitor.is_known:
+                    visit.link_lost = True
+        self.offered = Wire(), Wire()
+        self._offer_resumes = resumes
+        self.server.attach(*self.offered, resumed=resumes)
+
+    def take_offer(self) -> None:
+        """WELCOME reaches the client: it lets go of an older link, and takes the new one."""
+        assert self.offered is not None, "there is no new link"
+        to_client, to_server = self.offered
+        self.offered = None
+        self._client_session = self._server_session
+        self.client.attach(to_server, to_client, resumed=self._offer_resumes)
+        if not self._offer_resumes:
+            for visit in self.visits:
+                if visit.target.started and not visit.visitor.over and not visit.link_lost:
+                    visit.target = visit.new_target()
 
     def resume(self) -> None:
         """A new link goes on with the session."""
-        for side in self.sides:
-            side.attach(resumed=True)
+        self.offer()
+        self.take_offer()
 
     def relink(self) -> None:
-        """The link is lost, and the next one's client knows nothing: a new session."""
-        known = {id(visit): visit.visitor.is_known for visit in self.visits}
-        for side in self.sides:
-            side.attach(resumed=False)
+        """The client was started anew, and so is the session."""
+        self.offer(resumes=False)
+        self.take_offer()
+
+    def abandon(self, side: Side) -> None:
+        """A side without a link has waited long enough."""
+        assert not side.session.is_attached, "it has a link"
         for visit in self.visits:
-            if known[id(visit)]:
+            if visit.visitor.is_known or visit.target.started:
                 visit.link_lost = True
-            elif not visit.visitor.over:
-                visit.target = visit.new_target()
+        side.session.abandon(ResetCode.CANCELLED)
 
     # -------------------------------------------------------------------- checks
 

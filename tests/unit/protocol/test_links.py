@@ -276,15 +276,16 @@ def test_a_gap_after_a_resume_is_an_error_of_that_stream(bench):
 
 def test_a_socket_is_read_until_the_ring_is_full(bench):
     end = bench.open()
-    bench.feed(make.credit(ID, 0, 256 * K))
+    bench.feed(make.credit(ID, 0, MIB))
     bench.session.detach()
-    speak(end, MIB)
-    assert end.read_bytes == 256 * K
+    speak(end, 2 * MIB)
+    assert end.read_bytes == end.ring.size == MIB
     assert not end.watching
     bench.session.resume(32_768)
     bench.feed(make.sync(ID, 1), make.state(ID, 0, MIB))
-    assert sum(len(frame.payload) for frame in bench.sent()) == 256 * K
-    bench.feed(make.credit(ID, 256 * K, MIB))
+    sent = bench.sent() + bench.sent()
+    assert sum(len(frame.payload) for frame in sent if frame.type is FrameType.DATA) == MIB
+    bench.feed(make.credit(ID, MIB, 2 * MIB))
     assert end.watching
 
 
@@ -616,9 +617,16 @@ def test_a_huge_count(bench):
 
 @pytest.mark.parametrize(
     "frame",
-    [make.ping(1), make.state(ID, 0, MIB), make.data(ID, 0, b"x"), make.credit(ID, 0, MIB),
-     make.frame(FrameType.SYNC, 5, 1, bytes(4)), make.frame(FrameType.SYNC, 0, 1, bytes(5)), b"\0"],
-)  # fmt: skip
+    [
+        make.ping(1),
+        make.state(ID, 0, MIB),
+        make.data(ID, 0, b"x"),
+        make.frame(FrameType.SYNC, 5, 1, bytes(4)),
+        make.frame(FrameType.SYNC, 0, 1, bytes(5)),
+        b"\0",
+    ],
+    ids=["PING", "STATE", "DATA", "SYNC with a stream", "SYNC too long", "one byte"],
+)
 def test_a_resumed_link_that_does_not_begin_with_sync(bench, frame):
     bench.open()
     with pytest.raises(RemoteProtocolError, match="does not begin with SYNC"):

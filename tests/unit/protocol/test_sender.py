@@ -95,8 +95,8 @@ def test_the_order_of_a_batch(client):
 
     frames = client.sent()
     assert kinds(frames) == ["GOAWAY", "PING", "PONG", "DATA", "RESET"]
-    assert frames[0].value == 100, "of several PINGs only the latest is answered"
-    assert frames[1].value == 2, "the highest id"
+    assert frames[2].value == 100, "of several PINGs only the latest is answered"
+    assert frames[0].value == 2, "the highest id"
 
 
 def test_credit_is_made_when_it_is_written(client):
