@@ -675,8 +675,9 @@ class SessionPair:
         self.client.attach(to_server, to_client, resumed=self._offer_resumes)
         if not self._offer_resumes:
             for visit in self.visits:
-                if visit.target.started and not visit.visitor.over and not visit.link_lost:
+                if visit.target.started and not visit.visitor.over:
                     visit.target = visit.new_target()
+                    visit.link_lost = False
 
     def resume(self) -> None:
         """A new link goes on with the session."""
@@ -692,7 +693,8 @@ class SessionPair:
         """A side without a link has waited long enough."""
         assert not side.session.is_attached, "it has a link"
         for visit in self.visits:
-            if visit.visitor.is_known or visit.target.started:
+            known = visit.target.started if side is self.client else visit.visitor.is_known
+            if known:
                 visit.link_lost = True
         side.session.abandon(ResetCode.CANCELLED)
 

@@ -72,9 +72,12 @@ class Session:
         max_streams: Streams at the same time; more are reset.
     """
 
+    handler: SessionHandler
+    """The driver of the link; who makes a new link sets it."""
+
     def __init__(
         self,
-        handler: SessionHandler,
+        handler: SessionHandler | None = None,
         *,
         opens: bool,
         arena: Arena,
@@ -84,7 +87,8 @@ class Session:
         # What HELLO granted cannot be taken back, so a client never gives less than that.
         least = MIN_WINDOW_BYTES if opens else FIRST_WINDOW_BYTES
         self.windows = Windows(arena.budget_bytes, max_streams, least)
-        self.handler = handler
+        if handler is not None:
+            self.handler = handler
         self.opens = opens
         self.first_limit = 0
         """What the peer's HELLO lets us send on a new stream; used by the side that opens."""

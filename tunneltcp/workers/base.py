@@ -25,10 +25,13 @@ from tunneltcp.control.counters import Counter, LinkState, map_counters
 from tunneltcp.errors import ControlChannelError, ExitCode
 from tunneltcp.log import Throttle, dropped_lines
 from tunneltcp.net.loop import READ, Loop
+from tunneltcp.protocol.errors import ResetCode
+from tunneltcp.protocol.session import Session
 from tunneltcp.relay.memory import TunnelMemory, receive_buffer
 
 if TYPE_CHECKING:
     from tunneltcp.control.context import WorkerContext
+    from tunneltcp.net.loop import Timer
     from tunneltcp.relay.link import Link
 
 __all__ = ["MAX_SLEEP_SECONDS", "Worker"]
@@ -52,6 +55,15 @@ class Worker:
         self.memory.clear()
         self.buffer = receive_buffer()
         self.counters = map_counters(context.counters_fd)
+        self.session = Session(
+            opens=self.is_server,
+            arena=self.memory.arena,
+            table=self.memory.table,
+            max_streams=context.max_visitors,
+        )
+        self.session_id = ""
+        """The session that may be resumed; empty if there is none."""
+        self._grace_timer: Timer | None = None
         self.link: Link | None = None
         self.draining = False
         self.log = logger
@@ -102,6 +114,7 @@ class Worker:
         """Let go of everything; for who runs a worker inside another process."""
         if self.link is not None:
             self.link.close()
+        self.session.abort_all(ResetCode.STOPPING)
         self._channel.close()
         self.loop.close()
 
@@ -128,12 +141,11 @@ class Worker:
 
     def _beat(self, next_beat: float) -> None:
         self.counters[Counter.BEAT_NS] = int(next_beat * 1e9)
-        if self.link is not None:
-            self._store_counters(self.link)
+        self._store_counters()
 
-    def _store_counters(self, link: Link) -> None:
+    def _store_counters(self) -> None:
         counters = self.counters
-        from_local, to_local = link.session.count_bytes()
+        from_local, to_local = self.session.count_bytes()
         if not self.is_server:
             from_local, to_local = to_local, from_local
         counters[Counter.BYTES_IN] = self._done_in + from_local
@@ -149,10 +161,9 @@ class Worker:
         counters = self.counters
         counters[Counter.LOG_DROPPED] = dropped_lines()
         counters[Counter.DESCRIPTORS] = self._own_descriptors + self.count_connections()
-        link = self.link
-        if link is not None:
-            counters[Counter.RTT_US] = int(link.rtt_seconds * 1e6)
-            counters[Counter.RESETS_TOTAL] = self._done_resets + link.session.resets
+        counters[Counter.RESETS_TOTAL] = self._done_resets + self.session.resets
+        if self.link is not None:
+            counters[Counter.RTT_US] = int(self.link.rtt_seconds * 1e6)
 
     def count_connections(self) -> int:
         """Return how many connections this worker holds now."""
@@ -237,8 +248,54 @@ class Worker:
             self.log.info("link up with {}", link.peer)
         else:
             self.log.info("link up with {} after {:.2f} s", link.peer, seconds)
+        self._set_grace_timer(link.session.links.is_settled)
         link.start(rest)
         link.ask_for_life()
+
+    def on_resumed(self, link: Link, streams: int, again_bytes: int) -> None:
+        """Both sides know how far the other is: nothing is lost."""
+        self._set_grace_timer(True)
+        self.log.info(
+            "session resumed with {}: {} streams go on, {:.1f} MB sent again",
+            link.peer,
+            streams,
+            again_bytes / 1e6,
+        )
+
+    def on_lost(self, link: Link, reason: str) -> None:
+        """The link is gone; its session waits for the next one, unless it is over."""
+        if link is not self.link:
+            return
+        self.drop_link(reason)
+        if link.ends_session or self.draining:
+            self.end_session()
+        else:
+            self._set_grace_timer(False)
+
+    def end_session(self) -> None:
+        """Nobody will come back to this session: reset all that the other side knew of."""
+        self._set_grace_timer(True)
+        self.session_id = ""
+        self.session.abandon(ResetCode.CANCELLED)
+
+    def _set_grace_timer(self, is_settled: bool) -> None:
+        """Without a link, or with one that is silent, a session waits only so long."""
+        if self._grace_timer is not None:
+            self._grace_timer.cancel()
+            self._grace_timer = None
+        if not is_settled:
+            seconds = self.context.resume_grace_seconds
+            self._grace_timer = self.loop.call_later(seconds, self._on_grace_over)
+
+    def _on_grace_over(self) -> None:
+        self._grace_timer = None
+        streams = len(self.session.streams)
+        if self.link is not None:
+            self.link.ends_session = True
+            self.link.lose("silent for too long")
+        else:
+            self.end_session()
+        self.log.info("nobody came back: {} streams were given up", streams)
 
     def drop_link(self, reason: str) -> None:
         """The link is over: keep the books and tell."""
@@ -246,19 +303,12 @@ class Worker:
         if link is None:
             return
         self.loop.on_turn = None
-        self._close_books(link)
+        self._store_counters()
         self._lost_since = self.loop.now
         self._show_link(LinkState.DOWN)
         self.counters[Counter.RTT_US] = 0
         self.tell({"type": "link", "state": "down", "peer": link.peer, "reason": reason})
         self.log.info("link with {} lost: {}", link.peer, reason)
-
-    def _close_books(self, link: Link) -> None:
-        self._store_counters(link)
-        self._done_in = self.counters[Counter.BYTES_IN]
-        self._done_out = self.counters[Counter.BYTES_OUT]
-        self._done_resets += link.session.resets
-        self.counters[Counter.RESETS_TOTAL] = self._done_resets
 
     def _show_link(self, state: LinkState) -> None:
         self.counters[Counter.LINK_STATE] = state
@@ -266,11 +316,13 @@ class Worker:
 
     def on_doubt(self, link: Link) -> None:
         """The link is silent for too long; a side does something about it."""
+        self._set_grace_timer(False)
         self._show_link(LinkState.DOUBTED)
         self.tell({"type": "link", "state": "doubted", "peer": link.peer, "reason": "silent"})
 
     def on_trust(self, link: Link) -> None:
         """The doubted link spoke again."""
+        self._set_grace_timer(link.session.links.is_settled)
         self._show_link(LinkState.UP)
         self.tell({"type": "link", "state": "up", "peer": link.peer, "reason": "spoke again"})
         self.log.info("link with {} spoke again", link.peer)

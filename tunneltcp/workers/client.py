@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tunneltcp.control.context import WorkerContext
     from tunneltcp.net.address import SocketAddress
     from tunneltcp.net.loop import Timer
-    from tunneltcp.protocol.messages import Refusal
+    from tunneltcp.protocol.messages import Refusal, Welcome
     from tunneltcp.protocol.stream import Endpoint, Stream
 
 __all__ = ["ClientWorker"]
@@ -138,7 +138,7 @@ class ClientWorker(Worker):
             run_id=self.context.run_id,
             port=self.context.port,
             window=FIRST_WINDOW_BYTES,
-            session=None,
+            session=self.session_id or None,
             attempt=self.memory.table.raise_attempt(),
         )
         try:
@@ -161,14 +161,23 @@ class ClientWorker(Worker):
         for attempt in self._attempts:
             if attempt.is_challenged:
                 attempt.prove()
+                self._cancel_older(attempt)
                 return
+
+    def _cancel_older(self, proving: Attempt) -> None:
+        """From now on the server takes no attempt with a lower number."""
+        for attempt in [one for one in self._attempts if one.number < proving.number]:
+            self._attempts.remove(attempt)
+            attempt.cancel()
 
     def on_failure(self, attempt: Attempt, reason: str, refusal: Refusal | None) -> None:
         """Another attempt follows in its time; only a refusal makes us slower."""
         self._attempts.remove(attempt)
         self._complain(f"no link to {attempt.where}", reason)
         self.tell({"type": "link", "state": "down", "peer": attempt.where, "reason": reason})
-        if refusal is not None:
+        if refusal is not None and refusal.code is RefusedCode.STALE:
+            self._dial_soon(0.0)
+        elif refusal is not None:
             self._refusals += 1
             heals = refusal.code in (RefusedCode.IN_USE, RefusedCode.DRAINING)
             longest = MAX_IN_USE_SECONDS if heals else MAX_REFUSED_SECONDS
@@ -178,7 +187,7 @@ class ClientWorker(Worker):
             self._dial_soon(0.0)  # not all addresses of the server have been tried yet
         self._prove_one()
 
-    def on_welcome(self, attempt: Attempt, rest: bytes) -> None:
+    def on_welcome(self, attempt: Attempt, welcome: Welcome, rest: bytes) -> None:
         """The first of all that speaks is the link."""
         self._attempts.remove(attempt)
         self._cancel_attempts()
@@ -193,14 +202,17 @@ class ClientWorker(Worker):
             self.loop,
             attempt.sock,
             self,
-            self.memory,
+            self.session,
             self.buffer,
             peer=attempt.where,
-            opens=False,
-            first_limit=0,
-            max_streams=self.context.max_visitors,
             idle_ping_seconds=self.context.idle_ping_seconds,
         )
+        if welcome.resumed and welcome.session == self.session_id:
+            self.session.resume()
+        else:
+            self.session.begin()
+        self.session_id = welcome.session
+        self.memory.table.set_session(bytes.fromhex(welcome.session), welcome.epoch)
         self.use_link(link, rest, "")
 
     def _cancel_attempts(self) -> None:
@@ -224,12 +236,12 @@ class ClientWorker(Worker):
         super().on_trust(link)
         self._cancel_attempts()
 
-    def on_lost(self, link: Link, reason: str, unanswered: list[Stream]) -> None:
+    def on_lost(self, link: Link, reason: str) -> None:
         """Dial again, at once."""
-        del unanswered  # a client opens none
-        if link is not self.link:
+        is_ours = link is self.link
+        super().on_lost(link, reason)
+        if not is_ours:
             return
-        self.drop_link(reason)
         if self.draining:
             self.leave()
             return

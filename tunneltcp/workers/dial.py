@@ -22,7 +22,7 @@ from tunneltcp.protocol.handshake import (
 if TYPE_CHECKING:
     from tunneltcp.net.address import SocketAddress
     from tunneltcp.net.loop import Loop
-    from tunneltcp.protocol.messages import Hello, Refusal
+    from tunneltcp.protocol.messages import Hello, Refusal, Welcome
 
 __all__ = ["Attempt", "AttemptOwner"]
 
@@ -33,7 +33,7 @@ class AttemptOwner(Protocol):
     def on_challenged(self, attempt: Attempt) -> None:
         """The server answered: call ``attempt.prove`` when no other attempt is proving."""
 
-    def on_welcome(self, attempt: Attempt, rest: bytes) -> None:
+    def on_welcome(self, attempt: Attempt, welcome: Welcome, rest: bytes) -> None:
         """There is a link; ``attempt.sock`` is handed over."""
 
     def on_failure(self, attempt: Attempt, reason: str, refusal: Refusal | None) -> None:
@@ -119,8 +119,10 @@ class Attempt:
             assert refusal is not None, "REFUSED comes with a reason"
             self._fail(f"refused: {refusal.code.value}", refusal)
         elif stage is Stage.WELCOMED:
+            welcome = self._handshake.welcome
+            assert welcome is not None, "WELCOMED comes with it"
             self._let_go()
-            self._owner.on_welcome(self, self._handshake.rest)
+            self._owner.on_welcome(self, welcome, self._handshake.rest)
 
     def prove(self) -> None:
         """Send PROOF: of the attempts of one client, one at a time."""
