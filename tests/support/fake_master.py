@@ -115,9 +115,6 @@ class WorkerBench:
 
     def close(self) -> None:
         """End the worker, as the end of its process would."""
-        if isinstance(self.worker, SteppedServer):
-            for held in self.worker._held:
-                held.sock.close()
         for relay in list(self.worker._relays):
             relay.abort(ResetCode.CANCELLED)
         self.worker.close()

@@ -338,6 +338,7 @@ class ServerWorker(Worker):
         is_ours = link is self.link
         super().on_lost(link, reason)
         if is_ours and self.draining:
+            self.session.abort_all(ResetCode.STOPPING)
             self._leave_if_empty()
         elif is_ours:
             self._hold_unanswered()
