@@ -122,6 +122,7 @@ class RawClient(RawLink):
         dials: bool = True,
         session: str | None = None,
         attempt: int = 0,
+        greeting: bytes = b"",
     ) -> None:
         sock = socket.create_connection(("127.0.0.1", port))
         super().__init__(sock)
@@ -140,6 +141,8 @@ class RawClient(RawLink):
         self.first = self.handshake.data_to_send()
         """Preface and HELLO; sent at once unless ``dials`` is false."""
         self.proves = proves
+        self.greeting = greeting
+        """What it says first of all on its link: SYNC and STATE, if it resumes."""
         if dials:
             self.peer.send(self.first)
 
@@ -174,6 +177,7 @@ class RawClient(RawLink):
             if self.stage is Stage.CHALLENGED and self.proves:
                 self.prove()
             if self.is_up:
+                self.peer.send(self.greeting)
                 self.peer.received += self.handshake.rest
         if self.is_up:
             self._take()

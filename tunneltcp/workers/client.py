@@ -207,7 +207,7 @@ class ClientWorker(Worker):
             peer=attempt.where,
             idle_ping_seconds=self.context.idle_ping_seconds,
         )
-        if welcome.resumed and welcome.session == self.session_id:
+        if welcome.resumed and welcome.session == attempt.session:
             self.session.resume()
         else:
             self.session.begin()

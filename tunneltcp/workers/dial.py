@@ -50,6 +50,8 @@ class Attempt:
         self._owner = owner
         self.address = address
         self.number = hello.attempt
+        self.session = hello.session
+        """The session that it asks for."""
         self._handshake = ClientHandshake(hello, key, os.urandom(48))
         self.is_open = True
         self.is_proving = False

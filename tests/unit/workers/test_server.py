@@ -9,6 +9,7 @@ import socket
 
 import pytest
 
+from tests.support import frame_factory as make
 from tests.support.loop_stepper import spins
 from tests.support.pattern import pattern
 from tunneltcp.control.counters import Counter, LinkState
@@ -146,6 +147,156 @@ class TestOwner:
         other.peer.reset()
         world.pass_time(OWNER_SECONDS + 0.2)
         assert not owner.end
+
+
+def lose(world, server, raw) -> None:
+    """The client's network is gone, and the server knows it."""
+    raw.peer.reset()
+    world.until(lambda: server.counter(Counter.LINK_STATE) == LinkState.DOWN)
+
+
+class TestResume:
+    @pytest.fixture
+    def raw(self, world, server):
+        return world.linked_client(server.port)
+
+    @pytest.fixture
+    def visitor(self, world, server, raw):
+        visitor = world.visitor(server.port, b"hello")
+        world.until(lambda: raw.data(1) == b"hello")
+        return visitor
+
+    def again(self, world, server, raw, **how):
+        """Come back with the session; say how far stream 1 is."""
+        session = raw.handshake.welcome.session
+        greeting = make.sync(1, 1) + make.state(1, 3, 1 << 20)
+        return world.linked_client(server.port, session=session, greeting=greeting, **how)
+
+    def test_the_session_goes_on(self, world, server, raw, visitor):
+        raw.send(FrameType.DATA, 1, 0, b"to you")
+        world.until(lambda: visitor.received == b"to you")
+        lose(world, server, raw)
+        visitor.send(b", again")
+        world.pass_time(20)
+        newer = self.again(world, server, raw)
+        world.until(lambda: newer.data(1) == b"lo, again")
+
+        assert newer.frames[0] == (FrameType.SYNC, 0, 1, b"\0\0\0\1")
+        state = newer.frames[1]
+        assert (state.type, state.stream_id, state.value) == (FrameType.STATE, 1, 6)
+        welcome = newer.handshake.welcome
+        assert (welcome.resumed, welcome.epoch) == (True, 2)
+        assert welcome.session == raw.handshake.welcome.session
+        table = server.worker.memory.table
+        assert (table.epoch, table.words[1]) == (2, int(welcome.session[:16], 16))
+        newer.send(FrameType.DATA, 1, 6, b" too")
+        world.until(lambda: visitor.received == b"to you too")
+
+    def test_also_over_a_link_that_is_still_there(self, world, server, raw, visitor):
+        newer = self.again(world, server, raw)
+        world.until(lambda: newer.data(1) == b"lo")
+        world.until(lambda: raw.end)
+        assert not visitor.end
+
+    def test_a_session_that_is_not_known_is_no_error(self, world, server, raw, visitor):
+        lose(world, server, raw)
+        newer = world.linked_client(server.port, session="ee" * 16)
+        welcome = newer.handshake.welcome
+        assert (welcome.resumed, welcome.epoch) == (False, 1)
+        assert welcome.session not in ("ee" * 16, raw.handshake.welcome.session)
+        world.until(lambda: visitor.end == "rst")
+
+    def test_the_session_of_another_run_is_not_resumed(self, world, server, raw, visitor):
+        lose(world, server, raw)
+        newer = world.linked_client(
+            server.port, session=raw.handshake.welcome.session, run_id=OTHER_RUN
+        )
+        assert not newer.handshake.welcome.resumed
+        world.until(lambda: visitor.end == "rst")
+
+    def test_a_late_duplicate_is_stale_and_harms_nobody(self, world, server, raw, visitor):
+        number = server.worker.memory.table.attempt
+        for attempt in (number, number - 1):
+            late = world.raw_client(server.port, attempt=attempt)
+            world.until(lambda late=late: late.refused)
+            assert late.refused is RefusedCode.STALE
+            assert late.handshake.refusal.proven
+        assert not raw.end
+        assert not visitor.end
+        assert server.worker.memory.table.attempt == number
+
+    def test_an_attempt_of_a_stranger_moves_nothing(self, world, server, raw, visitor):
+        number = server.worker.memory.table.attempt
+        late = world.raw_client(server.port, attempt=2**53, token="x" * 32)
+        world.until(lambda: late.end)
+        assert server.worker.memory.table.attempt == number
+        assert not raw.end
+
+    def test_who_breaks_the_protocol_ends_the_session(self, world, server, raw, visitor):
+        newer = world.linked_client(
+            server.port, session=raw.handshake.welcome.session, greeting=make.sync(99, 0)
+        )
+        world.until(lambda: newer.end and visitor.end)
+        assert newer.of(FrameType.GOAWAY)[0].payload == b"\0\1"
+        assert visitor.end == "rst"
+        assert not server.worker.session_id
+
+    def test_a_client_that_left_is_not_waited_for(self, world, server, raw, visitor):
+        raw.send(FrameType.GOAWAY, 0, 1, b"\0\0")
+        world.settle()
+        lose(world, server, raw)
+        world.until(lambda: visitor.end == "rst")
+
+    def test_after_the_grace_it_is_over(self, world, server, raw, visitor):
+        lose(world, server, raw)
+        world.pass_time(59.5, step=0.1)
+        assert not visitor.end
+        world.pass_time(1.0)
+        world.until(lambda: visitor.end == "rst")
+        newer = world.linked_client(server.port, session=raw.handshake.welcome.session)
+        assert not newer.handshake.welcome.resumed
+
+    def test_a_silent_link_is_given_up_after_the_grace(self, world, server, raw, visitor):
+        make_doubted(world, server, raw)
+        world.pass_time(61.0, step=0.1)
+        world.until(lambda: raw.end and visitor.end == "rst")
+
+    def test_a_resume_that_never_ends_is_given_up(self, world, server, raw, visitor):
+        newer = world.linked_client(
+            server.port, session=raw.handshake.welcome.session, greeting=make.sync(1, 2)
+        )
+        world.pass_time(59.0, step=0.1)
+        assert not visitor.end
+        world.pass_time(2.0)
+        world.until(lambda: newer.end and visitor.end == "rst")
+
+    def test_another_host_waits_until_the_owner_gave_up(self, world, server, raw, visitor):
+        lose(world, server, raw)
+        for _ in range(2):
+            world.pass_time(29.0, step=0.1)
+            other = world.raw_client(server.port, host_id=OTHER_HOST)
+            world.until(lambda other=other: other.refused)
+            assert other.refused is RefusedCode.IN_USE
+            assert other.handshake.refusal.holder.startswith("127.0.0.1:")
+        assert not visitor.end
+        world.pass_time(3.0)
+        assert world.linked_client(server.port, host_id=OTHER_HOST).is_up
+
+    def test_another_host_waits_also_for_a_silent_owner(self, world, server, raw):
+        raw.answers_pings = False
+        world.pass_time(0.5)
+        other = world.raw_client(server.port, host_id=OTHER_HOST)
+        world.pass_time(OWNER_SECONDS + 0.3)
+        assert other.refused is RefusedCode.IN_USE
+        assert not raw.end
+
+    def test_a_restarted_client_of_the_same_host_has_the_port_at_once(
+        self, world, server, raw, visitor
+    ):
+        lose(world, server, raw)
+        newer = world.linked_client(server.port, run_id=OTHER_RUN, attempt=1)
+        world.until(lambda: visitor.end == "rst")
+        assert newer.handshake.welcome.epoch == 1
 
 
 class TestHold:
