@@ -74,6 +74,7 @@ class Worker:
         self._done_out = 0
         self._done_resets = 0
         self._lost_since = 0.0
+        self._away_seconds = 0.0
         self._own_descriptors = 0
         self._throttle = Throttle()
 
@@ -235,6 +236,7 @@ class Worker:
         self._show_link(LinkState.UP)
         seconds = self.loop.now - self._lost_since if self._lost_since else None
         self._lost_since = 0.0
+        self._away_seconds = seconds or 0.0
         self.tell(
             {
                 "type": "link",
@@ -255,9 +257,11 @@ class Worker:
     def on_resumed(self, link: Link, streams: int, again_bytes: int) -> None:
         """Both sides know how far the other is: nothing is lost."""
         self._set_grace_timer(True)
+        self.counters[Counter.RESUMES_TOTAL] += 1
         self.log.info(
-            "session resumed with {}: {} streams go on, {:.1f} MB sent again",
+            "back with {} after {:.1f} s, {} streams resumed, {:.1f} MB sent again",
             link.peer,
+            self._away_seconds,
             streams,
             again_bytes / 1e6,
         )
