@@ -138,7 +138,10 @@ class Links:
         self._session.starved.clear()
 
     def _open_again(self, stream: Stream) -> None:
-        stream.open_again(self._session.first_limit)
+        """The peer does not know this stream: OPEN it, and begin with its first byte."""
+        stream.rewind(0, self._session.first_limit)
+        stream.fin_sent = False
+        stream.open_payload = stream.addresses
         self._session.sender.enqueue(stream)
 
     # ------------------------------------------------------- what the peer tells

@@ -319,12 +319,6 @@ class Stream:
         self.limit = limit
         return again
 
-    def open_again(self, limit: int) -> None:
-        """The peer does not know this stream: OPEN it, and begin with the first byte."""
-        self.rewind(0, limit)
-        self.fin_sent = False
-        self.open_payload = self.addresses
-
     # ------------------------------------------------------- the endpoint delivers
 
     def delivered_more(self, count: int) -> None:
