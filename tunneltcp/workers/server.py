@@ -192,17 +192,24 @@ class ServerWorker(Worker):
         """Let a visitor wait for a link; its OPEN does, in the session."""
         self._waiting[relay] = None
         if self._hold_timer is None:
-            since = self._relays[next(iter(self._waiting))]
-            when = since + self.context.hold_seconds
-            self._hold_timer = self.loop.call_at(when, self._on_hold_timer)
+            self._set_hold_timer()
 
     def _hold_unanswered(self) -> None:
         """The link is bad: those whom the client has not answered wait for a better one."""
-        for relay in self._relays:
-            if not relay.stream.is_known:
-                self._hold(relay)
+        unanswered = (relay for relay in self._relays if not relay.stream.is_known)
+        self._waiting = dict.fromkeys(unanswered)
+        self._set_hold_timer()
         self._count_visitors()
         self._arrivals.recheck()
+
+    def _set_hold_timer(self) -> None:
+        if self._hold_timer is not None:
+            self._hold_timer.cancel()
+            self._hold_timer = None
+        if self._waiting:
+            since = self._relays[next(iter(self._waiting))]
+            when = since + self.context.hold_seconds
+            self._hold_timer = self.loop.call_at(when, self._on_hold_timer)
 
     def _on_hold_timer(self) -> None:
         self._hold_timer = None
@@ -213,16 +220,14 @@ class ServerWorker(Worker):
             elif self._relays[relay] <= latest:
                 relay.reset(ResetCode.CANCELLED)
             else:
-                self._hold(relay)
                 break
+        self._set_hold_timer()
         self._count_visitors()
 
     def _hold_no_more(self) -> None:
         """There is a link: those who waited are let in, in their order, by the session."""
         self._waiting.clear()
-        if self._hold_timer is not None:
-            self._hold_timer.cancel()
-            self._hold_timer = None
+        self._set_hold_timer()
         self._count_visitors()
         self._arrivals.recheck()
 

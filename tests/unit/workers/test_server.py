@@ -476,6 +476,24 @@ class TestUnanswered:
         assert raw.data(2) == b"second"
         assert opens(raw) == [1, 2]
 
+    def test_each_waits_for_its_own_time(self, world, server):
+        """The older one had waited on a good link before, the younger one never did."""
+        raw = world.linked_client(server.port)
+        raw.answers_opens = False
+        older = world.visitor(server.port, b"first")
+        world.until(lambda: raw.data(1) == b"first")
+        world.pass_time(5.0)
+        raw.send(FrameType.PONG, 0, 1)
+        world.settle()
+        raw.peer.reset()
+        world.until(lambda: server.counter(Counter.LINK_STATE) == LinkState.DOWN)
+        younger = world.visitor(server.port, b"second")
+        world.pass_time(5.2)
+        world.until(lambda: older.end == "rst")
+        assert not younger.end
+        world.pass_time(5.0)
+        world.until(lambda: younger.end == "rst")
+
     def test_one_that_has_finished_keeps_its_fin(self, world, server):
         raw = world.linked_client(server.port)
         raw.answers_opens = False
