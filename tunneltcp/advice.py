@@ -41,6 +41,8 @@ class Trouble(Enum):
     VERSION = "version"
     TLS = "tls"
     DRAINING = "draining"
+    STALE = "stale"
+    """A later attempt of ours came before this one."""
     UNKNOWN = "unknown"
     """The server's reason is one of a later version."""
     OTHER = "other"
@@ -116,6 +118,7 @@ _LINK = {
         "of the server at {where} and this client only one wants TLS: set it alike on "
         "both sides"
     ),
+    Trouble.STALE: "{where} has heard a later attempt of ours: dialling again",
     Trouble.DRAINING: (
         "the server at {where} is stopping: nothing to do here, it is dialled until it is back"
     ),

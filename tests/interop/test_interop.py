@@ -60,6 +60,8 @@ class Program:
     def __init__(self, port: int, folder: Path, *words: str) -> None:
         self.output = folder / f"client-{port}-{next(_numbers)}.txt"
         command = [sys.executable, "-I", "-S", client.__file__, "--control"]
+        if "--identity" not in words:  # one machine: it need not wait for who was here before
+            words = (*words, "--identity", f"{ME.host}:{client.Identity().run}")
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
                 [*command, "--server", "127.0.0.1", "--port", str(port), *words],
@@ -560,8 +562,8 @@ def test_another_run_is_refused_though_the_owner_has_just_come(link: RawLink) ->
 
 
 def test_a_ghost_loses_the_port(link: RawLink) -> None:
-    """The owner is connected and says nothing."""
-    with RawLink(link.port, client.Identity()) as newcomer:
+    """The owner is connected and says nothing; its machine comes with a new run."""
+    with RawLink(link.port, client.Identity(link.me.host)) as newcomer:
         assert newcomer.ask() == []
         assert link.receive() is None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import socket
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,6 +20,8 @@ __all__ = ["Frame", "RawClient", "RawLink", "RawServer", "take_frames"]
 
 HOST_ID = "aa" * 16
 RUN_ID = "bb" * 16
+
+_attempts = itertools.count(1)
 
 
 class Frame(NamedTuple):
@@ -117,6 +120,9 @@ class RawClient(RawLink):
         tls: bool = False,
         proves: bool = True,
         dials: bool = True,
+        session: str | None = None,
+        attempt: int = 0,
+        greeting: bytes = b"",
     ) -> None:
         sock = socket.create_connection(("127.0.0.1", port))
         super().__init__(sock)
@@ -127,14 +133,16 @@ class RawClient(RawLink):
             run_id=run_id,
             port=public_port,
             window=1 << 20,
-            session=None,
-            attempt=1,
+            session=session,
+            attempt=attempt or next(_attempts),
         )
         key = port_key(token, public_port)
         self.handshake = ClientHandshake(hello, key, secrets.token_bytes(48), tls=tls)
         self.first = self.handshake.data_to_send()
         """Preface and HELLO; sent at once unless ``dials`` is false."""
         self.proves = proves
+        self.greeting = greeting
+        """What it says first of all on its link: SYNC and STATE, if it resumes."""
         if dials:
             self.peer.send(self.first)
 
@@ -169,6 +177,7 @@ class RawClient(RawLink):
             if self.stage is Stage.CHALLENGED and self.proves:
                 self.prove()
             if self.is_up:
+                self.peer.send(self.greeting)
                 self.peer.received += self.handshake.rest
         if self.is_up:
             self._take()
@@ -223,10 +232,12 @@ class _ServerEnd(RawLink):
         if self.is_up:
             self._take()
 
-    def welcome(self) -> None:
+    def welcome(
+        self, session: str = "cc" * 16, epoch: int = 1, *, resumed: bool = False
+    ) -> None:
         """Take it as the link."""
         assert self.handshake is not None, "proven"
-        self.handshake.welcome("cc" * 16, 1)
+        self.handshake.welcome(session, epoch, resumed=resumed)
         self.peer.send(self.handshake.data_to_send())
         self.peer.received += self.handshake.rest
 

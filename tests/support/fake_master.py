@@ -27,7 +27,6 @@ from tunneltcp.control.context import MEMORY_BYTES, Role, WorkerContext
 from tunneltcp.control.counters import COUNTERS_BYTES, Counter, map_counters
 from tunneltcp.errors import ExitCode
 from tunneltcp.master.resources import make_memory, open_listeners
-from tunneltcp.protocol.errors import ResetCode
 from tunneltcp.protocol.preface import port_key
 from tunneltcp.workers.client import ClientWorker
 from tunneltcp.workers.server import ServerWorker
@@ -115,11 +114,6 @@ class WorkerBench:
 
     def close(self) -> None:
         """End the worker, as the end of its process would."""
-        if isinstance(self.worker, SteppedServer):
-            for held in self.worker._held:
-                held.sock.close()
-        for relay in list(self.worker._relays):
-            relay.abort(ResetCode.CANCELLED)
         self.worker.close()
         self.channel.close()
 

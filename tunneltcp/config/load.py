@@ -54,7 +54,6 @@ _LATER_KEYS: Final = (
     "tls",
     "clients",
     "crash_safe",
-    "resume_grace",
     "max_rss",
     "max_fds",
 )

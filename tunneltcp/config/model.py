@@ -19,6 +19,7 @@ __all__ = [
     "DEFAULT_LOG_BYTES",
     "DEFAULT_LOG_FILES",
     "DEFAULT_MAX_VISITORS",
+    "DEFAULT_RESUME_GRACE_SECONDS",
     "MAX_TUNNELS",
     "PORTS",
     "TOP_SETTINGS",
@@ -39,6 +40,9 @@ DEFAULT_DRAIN_SECONDS: Final = 5.0
 
 DEFAULT_HOLD_SECONDS: Final = 10.0
 """Twice the time within which a lost link is promised to be back."""
+
+DEFAULT_RESUME_GRACE_SECONDS: Final = 60.0
+"""A router that redials, a laptop that is carried to another room."""
 
 DEFAULT_IDLE_PING_SECONDS: Final = 2.0
 """Notices a dead idle link within 4 s; 30 suits links that are paid by the byte."""
@@ -114,6 +118,18 @@ class TunnelConfig:
             "seconds",
             """How long a visitor who comes while there is no link waits for it, before it is
             reset. Matters on the server.""",
+            low=0,
+            high=3600,
+            for_all=True,
+        ),
+    )
+    resume_grace_seconds: float = field(
+        default=DEFAULT_RESUME_GRACE_SECONDS,
+        metadata=described(
+            "resume_grace",
+            "seconds",
+            """How long visitors' connections are kept after the link was lost, for the client to
+            come back to them; then they are reset. Both sides count for themselves.""",
             low=0,
             high=3600,
             for_all=True,

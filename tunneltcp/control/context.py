@@ -73,3 +73,5 @@ class WorkerContext:
     counters_fd: int
     memory_fd: int
     master_pid: int
+    resume_grace_seconds: float = 60.0
+    """How long a session without a link keeps its streams, and its client the port."""

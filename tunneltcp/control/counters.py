@@ -49,6 +49,8 @@ class Counter(IntEnum):
     """Descriptors the worker has open."""
     LOG_DROPPED = 12
     """Log lines dropped because they could not be written."""
+    RESUMES_TOTAL = 13
+    """Links over which a session went on."""
 
 
 class LinkState(IntEnum):

@@ -267,6 +267,7 @@ class Master:
             host_id=self._host_id,
             run_id=self._run_id,
             hold_seconds=tunnel.hold_seconds,
+            resume_grace_seconds=tunnel.resume_grace_seconds,
             idle_ping_seconds=tunnel.idle_ping_seconds,
             max_visitors=tunnel.max_visitors,
             budget_bytes=self._budget,

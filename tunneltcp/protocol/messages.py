@@ -34,6 +34,8 @@ class RefusedCode(Enum):
     """Another client owns the port and answers."""
     DRAINING = "draining"
     """The server is stopping."""
+    STALE = "stale"
+    """A newer attempt of the same run has already proven the key."""
     UNKNOWN = "unknown"
     """A code of a later version."""
 

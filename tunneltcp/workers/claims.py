@@ -145,11 +145,11 @@ class Claim:
             with contextlib.suppress(OSError):
                 self.sock.send(data)
 
-    def welcome(self, session: str, epoch: int) -> bytes:
+    def welcome(self, session: str, epoch: int, *, resumed: bool) -> bytes:
         """Take the link; return what came behind the handshake. The socket is handed over."""
         handshake = self._handshake
         assert handshake is not None, "proven"
-        handshake.welcome(session, epoch)
+        handshake.welcome(session, epoch, resumed=resumed)
         self._write(handshake.data_to_send())
         self._let_go()
         return handshake.rest

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tunneltcp.control.context import WorkerContext
     from tunneltcp.net.address import SocketAddress
     from tunneltcp.net.loop import Timer
-    from tunneltcp.protocol.messages import Refusal
+    from tunneltcp.protocol.messages import Refusal, Welcome
     from tunneltcp.protocol.stream import Endpoint, Stream
     from tunneltcp.workers.host import Host
 
@@ -175,7 +175,7 @@ class ClientWorker(Worker):
             run_id=self.context.run_id,
             port=self.context.port,
             window=FIRST_WINDOW_BYTES,
-            session=None,
+            session=self.session_id or None,
             attempt=self.memory.table.raise_attempt(),
         )
         try:
@@ -198,13 +198,24 @@ class ClientWorker(Worker):
         for attempt in self._attempts:
             if attempt.is_challenged:
                 attempt.prove()
+                self._cancel_older(attempt)
                 return
+
+    def _cancel_older(self, proving: Attempt) -> None:
+        """From now on the server takes no attempt with a lower number."""
+        for attempt in [one for one in self._attempts if one.number < proving.number]:
+            self._attempts.remove(attempt)
+            attempt.cancel()
 
     def on_failure(
         self, attempt: Attempt, trouble: Trouble, detail: str, refusal: Refusal | None
     ) -> None:
         """Another attempt follows in its time; only a refusal makes us slower."""
         self._attempts.remove(attempt)
+        if refusal is not None and refusal.code is RefusedCode.STALE:
+            self._dial_soon(0.0)
+            self._prove_one()
+            return
         count = len(self._server_addresses)
         untried = refusal is None and count > 0 and self._next_address % count > 0
         # One address of several is no reason for alarm, nor is a doubted link that still is.
@@ -228,7 +239,7 @@ class ClientWorker(Worker):
         address = attempt.where.rpartition(":")[0].strip("[]")
         return f"{named} ({address})"
 
-    def on_welcome(self, attempt: Attempt, rest: bytes) -> None:
+    def on_welcome(self, attempt: Attempt, welcome: Welcome, rest: bytes) -> None:
         """The first of all that speaks is the link."""
         self._attempts.remove(attempt)
         self._cancel_attempts()
@@ -243,14 +254,17 @@ class ClientWorker(Worker):
             self.loop,
             attempt.sock,
             self,
-            self.memory,
+            self.session,
             self.buffer,
             peer=attempt.where,
-            opens=False,
-            first_limit=0,
-            max_streams=self.context.max_visitors,
             idle_ping_seconds=self.context.idle_ping_seconds,
         )
+        if welcome.resumed and welcome.session == attempt.session:
+            self.session.resume()
+        else:
+            self.session.begin()
+        self.session_id = welcome.session
+        self.memory.table.set_session(bytes.fromhex(welcome.session), welcome.epoch)
         self.use_link(link, rest, "")
 
     def _cancel_attempts(self) -> None:
@@ -274,12 +288,12 @@ class ClientWorker(Worker):
         super().on_trust(link)
         self._cancel_attempts()
 
-    def on_lost(self, link: Link, reason: str, unanswered: list[Stream]) -> None:
+    def on_lost(self, link: Link, reason: str) -> None:
         """Dial again, at once."""
-        del unanswered  # a client opens none
-        if link is not self.link:
+        is_ours = link is self.link
+        super().on_lost(link, reason)
+        if not is_ours:
             return
-        self.drop_link(reason)
         if self.draining:
             self.leave()
             return

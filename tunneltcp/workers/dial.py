@@ -29,7 +29,7 @@ from tunneltcp.protocol.handshake import (
 if TYPE_CHECKING:
     from tunneltcp.net.address import SocketAddress
     from tunneltcp.net.loop import Loop
-    from tunneltcp.protocol.messages import Hello, Refusal
+    from tunneltcp.protocol.messages import Hello, Refusal, Welcome
 
 __all__ = ["Attempt", "AttemptOwner"]
 
@@ -40,7 +40,7 @@ class AttemptOwner(Protocol):
     def on_challenged(self, attempt: Attempt) -> None:
         """The server answered: call ``attempt.prove`` when no other attempt is proving."""
 
-    def on_welcome(self, attempt: Attempt, rest: bytes) -> None:
+    def on_welcome(self, attempt: Attempt, welcome: Welcome, rest: bytes) -> None:
         """There is a link; ``attempt.sock`` is handed over."""
 
     def on_failure(
@@ -59,6 +59,8 @@ class Attempt:
         self._owner = owner
         self.address = address
         self.number = hello.attempt
+        self.session = hello.session
+        """The session that it asks for."""
         self._handshake = ClientHandshake(hello, key, os.urandom(48))
         self.is_open = True
         self.is_proving = False
@@ -130,8 +132,10 @@ class Attempt:
             assert refusal is not None, "REFUSED comes with a reason"
             self._fail(Trouble(refusal.code.value), refusal.holder, refusal)
         elif stage is Stage.WELCOMED:
+            welcome = self._handshake.welcome
+            assert welcome is not None, "WELCOMED comes with it"
             self._let_go()
-            self._owner.on_welcome(self, self._handshake.rest)
+            self._owner.on_welcome(self, welcome, self._handshake.rest)
 
     def prove(self) -> None:
         """Send PROOF: of the attempts of one client, one at a time."""

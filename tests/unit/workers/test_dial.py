@@ -29,7 +29,7 @@ class Owner:
         if self.proves:
             attempt.prove()
 
-    def on_welcome(self, attempt, rest):
+    def on_welcome(self, attempt, welcome, rest):
         self.said.append(f"welcome {rest!r}")
 
     def on_failure(self, attempt, trouble, detail, refusal):
