@@ -19,7 +19,7 @@ from tunneltcp.control.counters import Counter, LinkState
 from tunneltcp.errors import ExitCode
 from tunneltcp.log import Throttle, dropped_lines, log_access
 from tunneltcp.net.loop import Loop
-from tunneltcp.protocol.errors import ResetCode
+from tunneltcp.protocol.errors import GoawayCode, ResetCode
 from tunneltcp.protocol.session import Session
 from tunneltcp.relay.memory import receive_buffer
 from tunneltcp.workers.host import MasterHost
@@ -107,8 +107,11 @@ class Worker:
         raise NotImplementedError
 
     def leave(self, code: ExitCode = ExitCode.DONE) -> None:
-        """Leave at the end of this turn."""
-        self._exit_code = code
+        """Leave at the end of this turn; the other side need not wait for us."""
+        is_first, self._exit_code = self._exit_code is None, code
+        if is_first and self.link is not None and self.session.goaway_frame is None:
+            self.session.goaway(GoawayCode.DRAINING)
+            self.link.flush()
         self.loop.stop()
 
     def close(self) -> None:

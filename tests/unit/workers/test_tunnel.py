@@ -136,6 +136,15 @@ class TestEnds:
         assert peer.received == pattern(1, 0, sent)
         assert visitor.received == pattern(2, 0, sent)
 
+    def test_who_leaves_on_purpose_is_not_waited_for(self, world, tunnel):
+        visitor, _ = tunnel.visit(b"hello")
+        tunnel.client.say(type="stop")
+        world.until(lambda: tunnel.client.worker.left is not None)
+        tunnel.client.worker.link.close()  # as the end of its process does
+        world.until(lambda: visitor.end)
+        assert visitor.end == "rst"
+        assert not tunnel.server.worker.session_id
+
     def test_when_the_grace_is_over_both_ends_are_reset(self, world, tunnel):
         visitor, peer = tunnel.visit(b"hello")
         tunnel.client.worker.link.lose("by the test")
