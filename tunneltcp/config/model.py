@@ -128,7 +128,7 @@ class TunnelConfig:
         metadata=described(
             "resume_grace",
             "seconds",
-            """How long visitors' connections are kept after the link was lost, for the client to
+            """How long visitors are kept after the link was lost, for the client to
             come back to them; then they are reset. Both sides count for themselves.""",
             low=0,
             high=3600,
