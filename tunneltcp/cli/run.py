@@ -101,6 +101,8 @@ def run_master(
             raise ConfigError([problem])
         path = file or Path(f"/etc/tunneltcp/{instance}.json")
         config = load_config(path, role.value, server=server, bind=bind)
+        if role is Role.CLIENT and config.tls:
+            _prepare_tls(config.verify)
         folders = find_folders(instance, state=state_dir, run=run_dir, log=log_dir)
         master = Master(
             config,
@@ -121,6 +123,19 @@ def run_master(
     except OSError as error:
         _fail(ExitCode.CRASH, str(error))
     sys.exit(code)
+
+
+def _prepare_tls(verify: bool | Path) -> None:
+    """Have the settings of TLS, and its CAs, before the first fork: workers share them."""
+    from ssl import SSLError
+
+    from tunneltcp.net.tls import client_context
+
+    try:
+        client_context(verify)
+    except OSError as error:
+        why = "holds no certificates in PEM" if isinstance(error, SSLError) else error.strerror
+        raise ConfigError([f"verify: {verify} {why}"]) from error
 
 
 def _option_problem(

@@ -47,12 +47,12 @@ _TUNNEL_KEYS: Final = (
 )  # fmt: skip
 _COMMON_KEYS: Final = (
     "tunnels", "drain", "hold", "idle_ping", "max_visitors", "budget", "log_bytes", "log_files",
+    "tls",
 )  # fmt: skip
-_SERVER_KEYS: Final = ("ports", "bind")
-_CLIENT_KEYS: Final = ("server",)
+_SERVER_KEYS: Final = ("ports", "bind", "cert", "key")
+_CLIENT_KEYS: Final = ("server", "verify")
 _LATER_KEYS: Final = (
     "token",
-    "tls",
     "clients",
     "crash_safe",
     "resume_grace",
@@ -161,6 +161,9 @@ def build_config(
         tunnels=_tunnels(top, role),
         server=_server(top, server) if role == "client" else "",
         bind=_bind(top, bind) if role == "server" else DEFAULT_BIND,
+        tls=top.flag("tls", default=True),
+        certificate=_certificate(top) if role == "server" else None,
+        verify=_verify(top) if role == "client" else False,
         drain_seconds=top.number("drain", DEFAULT_DRAIN_SECONDS, 0, 3600),
         budget_bytes=top.optional_integer("budget", 1 << 20, 1 << 30),
         log_bytes=top.integer("log_bytes", DEFAULT_LOG_BYTES, 4096, 1 << 30),
@@ -206,6 +209,35 @@ def _bind(top: fields.Fields, override: Sequence[str]) -> tuple[str, ...]:
             top.problem("bind", f"{fields.shown(host)} {text}")
         addresses.update(dict.fromkeys(found))
     return tuple(addresses)
+
+
+def _certificate(top: fields.Fields) -> tuple[Path, Path] | None:
+    paths = {key: top.path(key) for key in ("cert", "key")}
+    cert, key = paths["cert"], paths["key"]
+    if cert is None or key is None:
+        for name, other in (("cert", "key"), ("key", "cert")):
+            if name in top.values and other not in top.values:
+                top.problem(name, f"needs {other} beside it")
+        return None
+    _check_needs_tls(top, "cert")
+    return cert, key
+
+
+def _verify(top: fields.Fields) -> bool | Path:
+    value = top.values.get("verify", False)
+    if value:
+        _check_needs_tls(top, "verify")
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, str):
+        top.problem("verify", f"must be true, false or a path, not {fields.kind(value)}")
+        return False
+    return top.path("verify") or False
+
+
+def _check_needs_tls(top: fields.Fields, key: str) -> None:
+    if top.values.get("tls") is False:
+        top.problem(key, "is of no use while tls is false")
 
 
 def _tunnels(top: fields.Fields, role: RoleName) -> tuple[TunnelConfig, ...]:

@@ -6,7 +6,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = [
     "DEFAULT_BIND",
@@ -82,6 +85,13 @@ class Config:
     """Host the client dials. Empty on a server."""
     bind: tuple[str, ...] = DEFAULT_BIND
     """Addresses of the public ports: IPv4 and IPv6 literals. Unused on a client."""
+    tls: bool = True
+    """Whether links speak TLS; both sides must say the same."""
+    certificate: tuple[Path, Path] | None = None
+    """Files of the server's certificate and its key; None: one is made at each start."""
+    verify: bool | Path = False
+    """Whether the client asks for a certificate that a CA vouches for, with the server's name
+    in it: one of the system's, or one of those in this file."""
     drain_seconds: float = DEFAULT_DRAIN_SECONDS
     """How long running visitors may go on after TERM."""
     budget_bytes: int | None = None

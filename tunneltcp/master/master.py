@@ -23,8 +23,9 @@ from loguru import logger
 
 from tunneltcp import __version__
 from tunneltcp.control.context import Role, WorkerContext
-from tunneltcp.errors import ExitCode
+from tunneltcp.errors import ConfigError, ExitCode
 from tunneltcp.log import Throttle, setup_log
+from tunneltcp.master.certificates import Certificates
 from tunneltcp.master.children import Children
 from tunneltcp.master.control_socket import ControlSocket
 from tunneltcp.master.folders import CONTROL_SOCKET, InstanceLock, host_id, make_folders
@@ -96,6 +97,9 @@ class Master:
         self._loop = Loop(max_sleep_seconds=_MAX_SLEEP_SECONDS)
         self._children = Children(self._loop)
         self._helpers = Helpers(self._loop, self._children)
+        ports = [tunnel.remote_port for tunnel in config.tunnels]
+        secured = ports if role is Role.SERVER and config.tls else []
+        self._certificates = Certificates(self._helpers, secured, config.certificate)
         self._throttle = Throttle(max_kinds=16)
         self._maps: list[memoryview] = []
         self._stopping = False
@@ -153,6 +157,7 @@ class Master:
             signals.close()
             for tunnel in self.tunnels:
                 tunnel.close()
+            self._certificates.close()
         logger.info("master left")
         return self._exit_code
 
@@ -175,6 +180,7 @@ class Master:
         logger.bind(
             role=self.role.value, instance=self.instance, pid=self._pid, version=__version__
         ).info("master started with {} tunnels", len(self.tunnels))
+        self._have_certificates()
         self._be_warm()
         freeze()
         self._unstarted = list(reversed(self.tunnels))
@@ -197,6 +203,17 @@ class Master:
         self._warm_up(path)
         path.unlink(missing_ok=True)
         self._set_up_log()
+
+    def _have_certificates(self) -> None:
+        """Wait for them, a fraction of a second: no worker can begin without."""
+        problems: list[str] = []
+        self._certificates.renew(problems.append)
+        while not problems and not self._stopping:
+            self._loop.turn()
+        if problems and problems[0]:
+            if self.config.certificate is not None:
+                raise ConfigError(problems)
+            raise OSError(problems[0])
 
     def _turn_until_done(self) -> None:
         while not self._done:
@@ -240,6 +257,9 @@ class Master:
             server_host=self.config.server,
             link_port=tunnel.link_port or port,
             keys=self._port_keys(port),
+            tls=self.config.tls,
+            certificate_fd=self._certificates.fd(port),
+            verify=self.config.verify,
             host_id=self._host_id,
             run_id=self._run_id,
             hold_seconds=tunnel.hold_seconds,

@@ -14,15 +14,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Protocol
 
 from tunneltcp.net.loop import READ, WRITE
-from tunneltcp.net.sockopt import prepare_link
 from tunneltcp.protocol.errors import GoawayCode, RemoteProtocolError, ResetCode
 from tunneltcp.protocol.liveness import Liveness, Verdict
 from tunneltcp.protocol.session import SWEEP_SECONDS, Session
 
 if TYPE_CHECKING:
-    import socket
-
     from tunneltcp.net.loop import Loop, Timer
+    from tunneltcp.net.transport import Transport
     from tunneltcp.protocol.stream import Endpoint, Stream
     from tunneltcp.relay.memory import ReceiveBuffer, TunnelMemory
 
@@ -65,7 +63,7 @@ class Link:
     def __init__(
         self,
         loop: Loop,
-        sock: socket.socket,
+        transport: Transport,
         owner: LinkOwner,
         memory: TunnelMemory,
         buffer: ReceiveBuffer,
@@ -76,15 +74,14 @@ class Link:
         max_streams: int,
         idle_ping_seconds: float,
     ) -> None:
-        prepare_link(sock)
         self._loop = loop
-        self._sock = sock
-        self._fd = sock.fileno()
+        self._transport = transport
+        self._fd = transport.fileno()
         self._owner = owner
         self._opens = opens
         self._buffer = buffer
-        self._receive_into = sock.recv_into
-        self._sendmsg = sock.sendmsg
+        self._receive_into = transport.recv_into
+        self._sendmsg = transport.sendmsg
         self._pending = _NOTHING
         self._kept = b""
         self._writing = False
@@ -291,7 +288,7 @@ class Link:
         if self._life_timer is not None:
             self._life_timer.cancel()
         self._loop.unregister(self._fd)
-        self._sock.close()
+        self._transport.close()
         self._pending = _NOTHING
         unanswered = self.session.take_unanswered() if self._opens else []
         self.session.abort_all(ResetCode.CANCELLED)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tunneltcp.control.counters import Counter
 from tunneltcp.net.address import literal_addresses
+from tunneltcp.net.tls import ClientTls, client_context
 from tunneltcp.protocol.errors import GoawayCode, ResetCode
 from tunneltcp.protocol.messages import Hello, RefusedCode
 from tunneltcp.protocol.stream import DISCARD
@@ -47,6 +48,7 @@ class ClientWorker(Worker):
 
     def __init__(self, context: WorkerContext) -> None:
         super().__init__(context)
+        self._tls = client_tls(context) if context.tls else None
         self._server_addresses = literal_addresses(context.server_host, context.link_port)
         self._target_addresses = literal_addresses(context.target_host, context.target_port)
         self._resolve_after: dict[tuple[str, int], float] = {}
@@ -142,7 +144,9 @@ class ClientWorker(Worker):
             attempt=self.memory.table.raise_attempt(),
         )
         try:
-            attempt = Attempt(self.loop, address, hello, self.context.keys[0], self)
+            attempt = Attempt(
+                self.loop, address, hello, self.context.keys[0], self, tls=self._tls
+            )
         except OSError as error:  # no descriptor, no such address family
             self._complain("cannot dial", error.strerror)
             return
@@ -191,7 +195,7 @@ class ClientWorker(Worker):
         self._next_address = 0
         link = Link(
             self.loop,
-            attempt.sock,
+            attempt.transport,
             self,
             self.memory,
             self.buffer,
@@ -294,6 +298,12 @@ class ClientWorker(Worker):
     def _leave_if_empty(self) -> None:
         if not self._relays:
             self.leave()
+
+
+def client_tls(context: WorkerContext) -> ClientTls:
+    """Return what this client asks of its server."""
+    name = context.server_host if context.verify else ""
+    return ClientTls(context=client_context(context.verify), server_name=name)
 
 
 def _jittered(seconds: float) -> float:

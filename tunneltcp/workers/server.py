@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from tunneltcp.control.counters import Counter
 from tunneltcp.net.address import local_address, pack_address
 from tunneltcp.net.sockopt import cookie
+from tunneltcp.net.tls import server_tls
 from tunneltcp.protocol.errors import GoawayCode, ResetCode
 from tunneltcp.protocol.messages import RefusedCode
 from tunneltcp.protocol.preface import MAGIC
@@ -116,7 +117,8 @@ class ServerWorker(Worker):
         super().__init__(context)
         listeners = [socket.socket(fileno=fd) for fd in context.listener_fds]
         self._arrivals = Arrivals(self.loop, listeners, self)
-        self._claims = Claims(self.loop, context.port, context.keys, self)
+        tls = server_tls(context.certificate_fd) if context.tls else None
+        self._claims = Claims(self.loop, context.port, context.keys, self, tls=tls)
         self._held: dict[_Held, None] = {}
         """Who waits for the link, in the order in which they came."""
         self._hold_timer: Timer | None = None
@@ -324,7 +326,7 @@ class ServerWorker(Worker):
         rest = claim.welcome(session_id.hex(), 1)
         link = Link(
             self.loop,
-            claim.sock,
+            claim.transport,
             self,
             self.memory,
             self.buffer,

@@ -145,7 +145,7 @@ def start_master(folders):
     running: list[MasterProcess] = []
 
     def start(*tunnels: TunnelConfig, role=Role.SERVER, prepare=None, **settings):
-        settings = {"drain_seconds": 1.0, "server": "localhost", **settings}
+        settings = {"drain_seconds": 1.0, "server": "localhost", "tls": False, **settings}
         config = Config(tunnels=tunnels, **settings)
         pid = os.fork()  # noqa: TID251 - a master of its own, without a second's start-up
         if pid == 0:
