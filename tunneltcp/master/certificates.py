@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
     from tunneltcp.master.helpers import Helpers
 
-__all__ = ["CertificateFiles", "Certificates"]
+__all__ = ["SPARE", "CertificateFiles", "Certificates"]
+
+SPARE: Final = 0
+"""Instead of a port: a certificate that no client ever sees, for who wants to try TLS."""
 
 CertificateFiles = tuple[Path, Path]
 """Where a configured certificate lies, with those that vouch for it, and where its key."""
@@ -39,7 +42,7 @@ _SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fc
 
 
 class Certificates:
-    """Has one memfd for each port; all are replaced, or none is."""
+    """Has one memfd for each port, and a spare one; all are replaced, or none is."""
 
     def __init__(
         self, helpers: Helpers, ports: Sequence[int], files: CertificateFiles | None
@@ -59,12 +62,9 @@ class Certificates:
         Raises:
             OSError: If the kernel has no memory to give.
         """
-        if not self._ports:
-            done("")
-            return
         fresh: dict[int, int] = {}
         try:
-            for port in self._ports:
+            for port in (SPARE, *self._ports):
                 flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
                 fresh[port] = os.memfd_create(f"certificate-{port}", flags)
         except OSError:
@@ -98,7 +98,10 @@ def _close_all(fds: dict[int, int]) -> None:
 
 
 def _fill(fds: Sequence[int], files: CertificateFiles | None) -> str:
-    """Write a certificate with its key to each descriptor; return what is wrong."""
+    """Write a certificate with its key to each descriptor; return what is wrong.
+
+    The first is the spare one's, and made in any case.
+    """
     text = b""
     if files is not None:
         try:
@@ -107,9 +110,9 @@ def _fill(fds: Sequence[int], files: CertificateFiles | None) -> str:
             return str(error)
     for fd in fds:
         with open(fd, "wb", closefd=False) as file:
-            file.write(text or _make())
+            file.write(text if text and fd != fds[0] else _make())
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-    return "" if files is None else _problem(fds[0], files)
+    return "" if files is None else _problem(fds[-1], files)
 
 
 def _read(path: Path, key: str) -> bytes:

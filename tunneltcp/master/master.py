@@ -25,7 +25,7 @@ from tunneltcp import __version__
 from tunneltcp.control.context import Role, WorkerContext
 from tunneltcp.errors import ConfigError, ExitCode
 from tunneltcp.log import Throttle, setup_log
-from tunneltcp.master.certificates import Certificates
+from tunneltcp.master.certificates import SPARE, Certificates
 from tunneltcp.master.children import Children
 from tunneltcp.master.control_socket import ControlSocket
 from tunneltcp.master.folders import CONTROL_SOCKET, InstanceLock, host_id, make_folders
@@ -74,7 +74,7 @@ class Master:
         folders: Folders,
         worker_main: Callable[[WorkerContext], int],
         port_keys: Callable[[int], tuple[bytes, ...]],
-        warm_up: Callable[[Path], None] = lambda _path: None,
+        warm_up: Callable[[Path, int], None] = lambda _path, _certificate_fd: None,
         announce: Callable[[Master], None] = lambda _master: None,
         log_to_stderr: bool = False,
     ) -> None:
@@ -98,8 +98,8 @@ class Master:
         self._children = Children(self._loop)
         self._helpers = Helpers(self._loop, self._children)
         ports = [tunnel.remote_port for tunnel in config.tunnels]
-        secured = ports if role is Role.SERVER and config.tls else []
-        self._certificates = Certificates(self._helpers, secured, config.certificate)
+        own = ports if role is Role.SERVER else []
+        self._certificates = Certificates(self._helpers, own, config.certificate)
         self._throttle = Throttle(max_kinds=16)
         self._maps: list[memoryview] = []
         self._stopping = False
@@ -180,7 +180,8 @@ class Master:
         logger.bind(
             role=self.role.value, instance=self.instance, pid=self._pid, version=__version__
         ).info("master started with {} tunnels", len(self.tunnels))
-        self._have_certificates()
+        if self.config.tls:
+            self._have_certificates()
         self._be_warm()
         freeze()
         self._unstarted = list(reversed(self.tunnels))
@@ -200,7 +201,7 @@ class Master:
         """Run what workers run, just before the first of them: they share what it leaves."""
         path = self.folders.run / "warm-up.log"
         setup_log(path, max_bytes=self.config.log_bytes, files=1)
-        self._warm_up(path)
+        self._warm_up(path, self._certificates.fd(SPARE))
         path.unlink(missing_ok=True)
         self._set_up_log()
 

@@ -46,13 +46,12 @@ own ends need 2 KiB; a configured certificate with its chain has 3 to 6 KiB."""
 MAX_RECORD_BYTES: Final = 16 * 1024
 """Plaintext of one record (RFC 8446 §5.1)."""
 
-_RECEIVE_BYTES: Final = 128 * 1024
-"""Ciphertext taken from the kernel at once: more gained nothing (measured)."""
-_JOIN_BYTES: Final = 64 * 1024
-"""Plaintext up to this size is joined and encrypted at once; what is longer is encrypted in
-pieces of this size, so that OpenSSL's memory stays small and warm."""
-_FIRST_BYTES: Final = 3 * MAX_RECORD_BYTES
-"""Room for what is received before the peer has proven itself."""
+_RECEIVE_BYTES: Final = 64 * 1024
+"""Ciphertext taken from the kernel at once: more only makes OpenSSL's memory larger."""
+_ROUND_BYTES: Final = _RECEIVE_BYTES + MAX_RECORD_BYTES
+"""What that may decrypt to: a record may have come before, but for its last byte."""
+_PIECE_BYTES: Final = 64 * 1024
+"""Plaintext that is encrypted and sent at once: OpenSSL's memory stays small and warm."""
 
 _SENTENCES: Final = {
     "HTTP_REQUEST": "what comes is HTTP, not TLS",
@@ -88,7 +87,11 @@ class TlsConnection:
         self._decrypt: Callable[[int, memoryview], int] = self._tls.read  # type: ignore[assignment]
         self._encrypt = self._tls.write
         self._raw_left = MAX_RAW_BYTES
-        self._unsent: list[bytes | memoryview] = []
+        self._ended = False
+        self._pieces: list[bytes | memoryview] = []
+        """What is still to be encrypted of what is being sent, the last piece first."""
+        self._unsent = memoryview(b"")
+        """What is encrypted and not sent yet."""
         self.fileno = sock.fileno
         self.close = sock.close
 
@@ -142,90 +145,109 @@ class TlsConnection:
             BlockingIOError: Nothing is there.
             OSError: The connection failed, or more than ``MAX_RAW_BYTES`` came.
         """
-        view = memoryview(bytearray(_FIRST_BYTES))
-        count = self._receive(view, self._take_raw())
+        view = memoryview(bytearray(3 * MAX_RECORD_BYTES))
+        raw = view[: min(MAX_RECORD_BYTES, self._take_raw())]
+        if not self._incoming.pending:
+            came = self._sock.recv_into(raw)
+            if not came:
+                return b""
+            self._raw_left -= came
+            self._incoming.write(raw[:came])
+        count = self._decrypt_all(view)
+        if not count and not self._ended:
+            raise BlockingIOError
         return bytes(view[:count])
 
     # ------------------------------------------------------------------------ link
 
     def recv_into(self, view: memoryview) -> int:
         """Receive; see :class:`~tunneltcp.net.transport.Transport`."""
-        return self._receive(view, _RECEIVE_BYTES)
-
-    def _receive(self, view: memoryview, limit: int) -> int:
         incoming = self._incoming
-        size = len(view)
-        if not incoming.pending:
-            # Into the end of the view, while the front is for what it decrypts to. That is
-            # less, but for a record of which the greater part came before.
-            raw = view[-min(limit, (size - MAX_RECORD_BYTES) // 2) :]
-            came = self._sock.recv_into(raw)
-            if not came:
-                return 0
-            self._raw_left -= came
-            incoming.write(raw[:came])
+        receive_into = self._sock.recv_into
+        # Ciphertext into the end of the view, while its front is for what that decrypts to.
+        raw = view[-_RECEIVE_BYTES:]
+        room = len(view) - _RECEIVE_BYTES
+        came = count = 0
+        try:
+            while not came or (came == _RECEIVE_BYTES and room - count >= _ROUND_BYTES):
+                came = receive_into(raw)
+                if not came:
+                    return count
+                incoming.write(raw[:came])
+                count += self._decrypt_all(view[count:room] if count else view)
+        except BlockingIOError:
+            pass
+        if not count and not self._ended:
+            raise BlockingIOError
+        return count
+
+    def _decrypt_all(self, view: memoryview) -> int:
+        """Decrypt what was received, up to half a record at its end; return the size."""
+        incoming = self._incoming
         decrypt = self._decrypt
+        size = len(view)
         count = 0
         try:
             while incoming.pending:
                 more = decrypt(size - count, view[count:] if count else view)
-                if not more:  # close_notify
-                    return count
+                if not more:  # close_notify: nothing that follows counts
+                    self._ended = True
+                    incoming.read()
                 count += more
         except ssl.SSLWantReadError:  # half a record
             pass
         except ssl.SSLError as error:
             raise _failure(_sentence(error)) from error
-        if not count:
-            raise BlockingIOError
         return count
 
     def sendmsg(self, buffers: Sequence[bytes | memoryview]) -> int:
         """Send all of ``buffers``, or be called again with the same ones."""
         size = sum(map(len, buffers))
         if not self._unsent:
-            try:
-                self._encrypt_all(buffers, size)
-            except ssl.SSLError as error:
-                raise _failure(_sentence(error)) from error
-        self._send_unsent()
+            self._pieces = _pieces(buffers, size)
+        try:
+            self._send_pieces()
+        except ssl.SSLError as error:
+            raise _failure(_sentence(error)) from error
         return size
 
-    def _encrypt_all(self, buffers: Sequence[bytes | memoryview], size: int) -> None:
-        """Small ones are joined: each record costs 22 bytes and a microsecond."""
-        encrypt = self._encrypt
-        if size <= _JOIN_BYTES:
-            encrypt(b"".join(buffers) if len(buffers) > 1 else buffers[0])
-        else:
-            small: list[bytes | memoryview] = []
-            for buffer in buffers:
-                if len(buffer) < MAX_RECORD_BYTES:
-                    small.append(buffer)
-                    continue
-                if small:
-                    encrypt(b"".join(small))
-                    small.clear()
-                whole = memoryview(buffer)
-                for start in range(0, len(whole), _JOIN_BYTES):
-                    encrypt(whole[start : start + _JOIN_BYTES])
-                    self._unsent.append(self._outgoing.read())
-            if small:
-                encrypt(b"".join(small))
-        if self._outgoing.pending:
-            self._unsent.append(self._outgoing.read())
-
-    def _send_unsent(self) -> None:
+    def _send_pieces(self) -> None:
+        """Encrypt one piece, send it, and so on: never is more in memory than one."""
+        pieces = self._pieces
         unsent = self._unsent
-        total = sum(map(len, unsent))
-        count = self._sock.sendmsg(unsent)
-        if count == total:
-            unsent.clear()
-            return
-        while count >= len(unsent[0]):
-            count -= len(unsent.pop(0))
-        if count:
-            unsent[0] = memoryview(unsent[0])[count:]
-        raise BlockingIOError
+        send = self._sock.send
+        while unsent or pieces:
+            if not unsent:
+                self._encrypt(pieces.pop())
+                self._unsent = unsent = memoryview(self._outgoing.read())
+            count = send(unsent)
+            self._unsent = unsent = unsent[count:]
+
+
+def _pieces(buffers: Sequence[bytes | memoryview], size: int) -> list[bytes | memoryview]:
+    """Return what is to be encrypted at once, the last piece first.
+
+    Small buffers are joined: each record costs 22 bytes and a microsecond. Large ones are
+    cut, but never copied.
+    """
+    if size <= _PIECE_BYTES:
+        return [b"".join(buffers)]
+    pieces: list[bytes | memoryview] = []
+    small: list[bytes | memoryview] = []
+    for buffer in buffers:
+        if len(buffer) < MAX_RECORD_BYTES:
+            small.append(buffer)
+            continue
+        if small:
+            pieces.append(b"".join(small))
+            small.clear()
+        whole = memoryview(buffer)
+        for start in range(0, len(whole), _PIECE_BYTES):
+            pieces.append(whole[start : start + _PIECE_BYTES])
+    if small:
+        pieces.append(b"".join(small))
+    pieces.reverse()
+    return pieces
 
 
 def _failure(sentence: str) -> OSError:
@@ -280,9 +302,11 @@ class ClientTls:
     """The name that its certificate must have; empty: any."""
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
 def client_context(verify: bool | Path) -> ssl.SSLContext:
     """Return the settings of a client; made once, before workers are forked, and shared.
+
+    Two are kept: that of the config, and that of the workers' warming up.
 
     Args:
         verify: Whether a CA must vouch for the server: one of the system's, or of this file.

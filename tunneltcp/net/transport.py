@@ -33,7 +33,7 @@ class Transport(Protocol):
         Nothing that came stays hidden: if there is more, the descriptor is still readable.
 
         Args:
-            view: Far longer than a record of TLS (16 KiB).
+            view: At least 128 KiB long; all of it may be written to.
 
         Raises:
             BlockingIOError: Nothing is there.
