@@ -140,7 +140,9 @@ class RawClient(RawLink):
             attempt=1,
         )
         key = port_key(token, public_port)
-        self.handshake = ClientHandshake(hello, key, secrets.token_bytes(48), tls=tls is not None)
+        self.handshake = ClientHandshake(
+            hello, key, secrets.token_bytes(48), tls=tls is not None
+        )
         self.first = self.handshake.data_to_send()
         """Preface, and HELLO if there is no TLS; sent at once unless ``dials`` is false."""
         self.proves = proves

@@ -17,7 +17,9 @@ __all__ = ["TlsPeer"]
 class TlsPeer(FakePeer):
     """A peer that speaks TLS once it was told to :meth:`secure`."""
 
-    def __init__(self, sock: socket.socket, context: ssl.SSLContext, **settings: object) -> None:
+    def __init__(
+        self, sock: socket.socket, context: ssl.SSLContext, **settings: object
+    ) -> None:
         super().__init__(sock)
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = context.wrap_bio(self._incoming, self._outgoing, **settings)  # type: ignore[arg-type]

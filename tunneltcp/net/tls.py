@@ -242,8 +242,8 @@ def _pieces(buffers: Sequence[bytes | memoryview], size: int) -> list[bytes | me
             pieces.append(b"".join(small))
             small.clear()
         whole = memoryview(buffer)
-        for start in range(0, len(whole), _PIECE_BYTES):
-            pieces.append(whole[start : start + _PIECE_BYTES])
+        starts = range(0, len(whole), _PIECE_BYTES)
+        pieces += [whole[start : start + _PIECE_BYTES] for start in starts]
     if small:
         pieces.append(b"".join(small))
     pieces.reverse()

@@ -44,6 +44,7 @@ def warm_up(log_path: Path, certificate_fd: int) -> None:
     """Run a tunnel to nowhere for a moment.
 
     Args:
+        log_path: Where the two workers log.
         certificate_fd: A certificate and its key, for a link with TLS; -1: without.
     """
     deadline = time.monotonic() + MAX_SECONDS

@@ -277,7 +277,7 @@ class TestReceive:
     def test_takes_any_pieces(self, make):
         """The ciphertext is cut anywhere; what is whole is given out, nothing else."""
         pair = make().shake_hands()
-        rng = random.Random(4)  # noqa: S311
+        rng = random.Random(4)
         raw = _encrypted(pair.far, pattern(3, 0, 60_000))
         data = b""
         while raw:
