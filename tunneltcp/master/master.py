@@ -301,7 +301,19 @@ class Master:
         self._done = True
 
     def _handle_reload(self) -> None:
+        if self.config.tls and self.config.certificate is not None:
+            self._certificates.renew(self._on_renewed)
+            return
         logger.warning("SIGHUP ignored: this version cannot reload its config; restart it")
+
+    def _on_renewed(self, problem: str) -> None:
+        """The certificate was read again; links that are up keep the one they had."""
+        if problem:
+            logger.error("SIGHUP: the old certificate stays: {}", problem)
+            return
+        for tunnel in self.tunnels:
+            tunnel.give_certificate(self._certificates.fd(tunnel.config.remote_port))
+        logger.info("SIGHUP: certificate read again; the rest of the config was not")
 
     def _handle_child(self) -> None:
         strangers = self._children.reap()

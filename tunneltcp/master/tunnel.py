@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -124,6 +125,12 @@ class Tunnel:
         for action in self.life.handle(happened, self._around.loop.now):
             self._perform(action)
         self._arm()
+
+    def give_certificate(self, fd: int) -> None:
+        """Have the worker show another certificate from now on; its link is not touched."""
+        if self._channel >= 0:
+            with socket.socket(fileno=os.dup(self._channel)) as channel, suppress(OSError):
+                socket.send_fds(channel, [encode_message({"type": "certificate"})], [fd])
 
     def close_listeners(self) -> None:
         """Take no new visitors; the worker is told by DRAIN to do the same."""

@@ -178,8 +178,11 @@ class Worker:
 
     def _on_channel(self, events: int) -> None:
         del events
+        fds: list[int] = []
         try:
-            packet = self._channel.recv(_MESSAGE_BYTES)
+            packet, fds, _, _ = socket.recv_fds(
+                self._channel, _MESSAGE_BYTES, 1, socket.MSG_CMSG_CLOEXEC
+            )
         except BlockingIOError:
             return
         except OSError:
@@ -193,6 +196,8 @@ class Worker:
             self.log.error("master sent garbage: {}", error)
             return
         self._handle_message(message)
+        if fds:  # only one message comes with one
+            self.on_certificate(fds[0])
 
     def _handle_message(self, message: dict[str, Any]) -> None:
         kind = message.get("type")
@@ -213,6 +218,10 @@ class Worker:
     def on_addresses(self, message: dict[str, Any]) -> None:
         """The master looked up a name for us."""
         del message
+
+    def on_certificate(self, fd: int) -> None:
+        """The master has another certificate for us; the descriptor is ours."""
+        os.close(fd)
 
     # ----------------------------------------------------------------------- link
 

@@ -11,12 +11,14 @@ import os
 import socket
 from typing import TYPE_CHECKING, Final, Protocol
 
+from loguru import logger
+
 from tunneltcp import __version__
 from tunneltcp.errors import RemoteProtocolError
 from tunneltcp.net.address import format_address
 from tunneltcp.net.loop import READ
 from tunneltcp.net.sockopt import prepare_link
-from tunneltcp.net.tls import TlsConnection
+from tunneltcp.net.tls import TlsConnection, server_tls
 from tunneltcp.protocol.handshake import (
     HANDSHAKE_SECONDS,
     MAX_HANDSHAKE_BYTES,
@@ -240,6 +242,13 @@ class Claims:
 
     def __len__(self) -> int:
         return len(self._open)
+
+    def renew_tls(self, fd: int) -> None:
+        """Show another certificate from now on; handshakes that run keep theirs."""
+        try:
+            self.tls = server_tls(fd)
+        except (OSError, ValueError) as error:
+            logger.error("the new certificate cannot be used, the old one stays: {}", error)
 
     def add(self, sock: socket.socket, address: object) -> None:
         """A connection begins like a link."""

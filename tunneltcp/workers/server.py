@@ -135,6 +135,10 @@ class ServerWorker(Worker):
         undecided = len(self._arrivals) + len(self._claims)
         return super().count_connections() + undecided + len(self._relays) + len(self._held)
 
+    def on_certificate(self, fd: int) -> None:
+        """Show another certificate to whoever comes from now on."""
+        self._claims.renew_tls(fd)
+
     def close(self) -> None:
         """Let go of everything."""
         self._arrivals.close()

@@ -6,6 +6,7 @@ import os
 import random
 import socket
 import ssl
+from contextlib import suppress
 
 import pytest
 
@@ -21,6 +22,13 @@ from tunneltcp.net.tls import (
 )
 
 VIEW_BYTES = 1 << 20
+
+
+def again(call) -> None:
+    """Call until it fails, and not for ever."""
+    for _ in range(100):
+        with suppress(BlockingIOError):
+            call()
 
 
 class Pair:
@@ -157,7 +165,7 @@ class TestHandshake:
         settings = client_settings() if server else common_certificate().settings()
         settings.maximum_version = ssl.TLSVersion.TLSv1_2
         pair = make(server=server, settings=settings)
-        with pytest.raises(OSError, match="does not speak TLS 1.3"):
+        with pytest.raises(OSError, match="does not speak TLS 1"):
             pair.shake_hands()
         pair.far.pump()
         assert pair.far.problem
@@ -177,8 +185,7 @@ class TestHandshake:
         pair.far.begun = False
         pair.far.send(data)
         with pytest.raises(OSError, match=sentence):
-            for _ in range(10):
-                pair.near.shake_hands()
+            again(pair.near.shake_hands)
 
     def test_that_is_huge_fails_early(self, make):
         """A ClientHello of 100,000 bytes in honest records: OpenSSL would wait for it."""
@@ -189,8 +196,7 @@ class TestHandshake:
             piece = body[start : start + 1000]
             pair.far.send(b"\x16\x03\x01" + len(piece).to_bytes(2, "big") + piece)
         with pytest.raises(OSError, match="too much"):
-            for _ in range(100):
-                pair.near.shake_hands()
+            again(pair.near.shake_hands)
 
     def test_that_ends_early_fails(self, make):
         pair = make()
@@ -198,8 +204,7 @@ class TestHandshake:
         pair.far.send(b"\x16\x03\x01")
         pair.far.finish()
         with pytest.raises(OSError, match="closed"):
-            for _ in range(3):
-                pair.near.shake_hands()
+            again(pair.near.shake_hands)
 
     def test_waits_for_nothing(self, make):
         assert make().near.shake_hands() is False
@@ -237,23 +242,15 @@ class TestProof:
     def test_more_than_16_kib_fails(self, pair):
         pair.far.send(bytes(MAX_RAW_BYTES))
         with pytest.raises(OSError, match="too much"):
-            for _ in range(10):
-                try:
-                    pair.near.recv(4096)
-                except BlockingIOError:
-                    continue
+            again(lambda: pair.near.recv(4096))
 
     def test_many_empty_records_fail(self, pair):
         """Each costs us work, and none of them is a byte of a message."""
         pair.far.pump()
         for _ in range(1000):
             pair.far.send_raw(b"\x14\x03\x03\x00\x01\x01")
-        with pytest.raises(OSError, match="."):
-            for _ in range(100):
-                try:
-                    pair.near.recv(4096)
-                except BlockingIOError:
-                    continue
+        with pytest.raises(OSError, match=r"[a-z]"):
+            again(lambda: pair.near.recv(4096))
 
     def test_the_end_is_empty(self, pair):
         pair.far.finish()
@@ -367,8 +364,9 @@ class TestReceive:
         raw = bytearray(_encrypted(pair.far, pattern(6, 0, 1000)))
         raw[where] ^= 1
         pair.far.sock.send(raw)
-        with pytest.raises(OSError, match="."):
+        with pytest.raises(OSError, match=r"[a-z]") as failed:
             pair.near.recv_into(pair.view)
+        assert not isinstance(failed.value, ssl.SSLError | BlockingIOError)
 
 
 def _encrypted(far: TlsPeer, data: bytes) -> bytes:
@@ -413,9 +411,12 @@ class TestSend:
     def test_holds_no_more_than_one_batch(self, pair):
         """Called again and again while nothing is read, it encrypts nothing more."""
         batch = [memoryview(bytes(262_144)), memoryview(bytes(262_144))]
-        with pytest.raises(BlockingIOError):
-            while True:
+        sent = 0
+        with suppress(BlockingIOError):
+            while sent < 100:
                 pair.near.sendmsg(batch)
+                sent += 1
+        assert 0 < sent < 100
         held = len(pair.near._unsent)
         for _ in range(100):
             with pytest.raises(BlockingIOError):
@@ -424,9 +425,8 @@ class TestSend:
 
     def test_to_who_has_reset_is_an_error(self, pair):
         pair.far.reset()
-        with pytest.raises(OSError, match="."):
-            for _ in range(3):
-                pair.near.sendmsg([b"hello"])
+        with pytest.raises(ConnectionError):
+            again(lambda: pair.near.sendmsg([b"hello"]))
 
 
 class TestVerify:
