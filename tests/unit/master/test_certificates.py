@@ -31,7 +31,7 @@ class Bench:
         self.all = []
 
     def renew(self, certificates):
-        said = []
+        said: list[str] = []
         certificates.renew(said.append)
         for _ in range(400):
             if said:
@@ -78,11 +78,13 @@ def test_each_port_has_one_of_its_own(bench):
     for fd in fds:
         found = x509.load_pem_x509_certificate(text(fd))
         serials.add(found.serial_number)
-        assert isinstance(found.public_key().curve, ec.SECP256R1)
+        public = found.public_key()
+        assert isinstance(public, ec.EllipticCurvePublicKey)
+        assert isinstance(public.curve, ec.SECP256R1)
         assert found.issuer == found.subject
         names = [attribute.value for attribute in found.subject]
         assert len(names) == 1
-        assert len(bytes.fromhex(names[0])) == 16, "a random name, and nothing else"
+        assert len(bytes.fromhex(str(names[0]))) == 16, "a random name, and nothing else"
         assert not list(found.extensions)
         tls = server_tls(os.dup(fd))
         assert isinstance(tls.context, ssl.SSLContext)

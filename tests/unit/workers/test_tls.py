@@ -382,6 +382,65 @@ def test_a_man_in_the_middle_is_refused_by_both(world, server):
     assert client.worker.link is None
 
 
+class Tap:
+    """Passes bytes on between a client and the server, and keeps them."""
+
+    def __init__(self, world, server_port):
+        self.app = world.app()
+        self.world = world
+        self.server_port = server_port
+        self.there = []
+        self.upward = bytearray()
+        self.downward = bytearray()
+        world.stepper.pumps.append(self.pump)
+
+    def pump(self):
+        while len(self.there) < len(self.app.peers):
+            self.there.append(self.world.visitor(self.server_port))
+        for near, far in zip(self.app.peers, self.there, strict=True):
+            for one, other, kept in (
+                (near, far, self.upward),
+                (far, near, self.downward),
+            ):
+                if one.received:
+                    kept += one.received
+                    other.send(bytes(one.received))
+                    one.received.clear()
+
+
+def test_a_capture_holds_neither_token_nor_key_nor_a_byte_of_a_visitor(world):
+    server = world.server(tls=True)
+    token = "the token of this test, long enough for anybody"
+    keys = (port_key(token, server.port),)
+    server.worker._claims.keys = keys
+    tap = Tap(world, server.port)
+    app = world.app()
+    client = world.client(server.port, app.port, tls=True, keys=keys, link_port=tap.app.port)
+    world.until(lambda: server.worker.link and client.worker.link, "link")
+    secret = b"what a visitor says to the app " * 100
+    visitor = world.visitor(server.port, secret)
+    world.until(lambda: app.peers and app.peers[0].received == secret)
+    app.peers[0].send(secret[::-1])
+    world.until(lambda: visitor.received == secret[::-1])
+    capture = bytes(tap.upward + tap.downward)
+    assert len(capture) > 2 * len(secret), "it is all in there, but not to be read"
+    for word in (token.encode(), keys[0], keys[0].hex().encode(), secret[:31], secret[:-32:-1]):
+        assert word not in capture
+    for word in (b"hello", b"nonce", b"challenge", b"session"):
+        assert b'"' + word + b'"' not in capture
+
+
+def test_a_recorded_handshake_played_back_is_refused(world, server):
+    tap = Tap(world, server.port)
+    client = world.client(server.port, 1, tls=True, link_port=tap.app.port)
+    world.until(lambda: server.worker.link and client.worker.link, "link")
+    again = world.visitor(server.port, bytes(tap.upward))
+    world.until(lambda: again.end or b"welcome" in again.received)
+    assert again.end
+    assert server.counter(Counter.LINKS_TOTAL) == 1
+    assert server.worker.link is not None
+
+
 def test_a_welcome_for_another_certificate_is_not_believed(world):
     """Even from who holds the key: the MAC covers the certificate."""
     raw = world.raw_server(tls=make_certificate("the real one"))
