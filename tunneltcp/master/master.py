@@ -184,8 +184,11 @@ class Master:
             self._have_certificates()
         self._be_warm()
         freeze()
-        self._unstarted = list(reversed(self.tunnels))
         self._loop.on_turn = self._on_turn
+        if self._stopping:  # asked to while it waited for certificates
+            self._announce = None
+            return
+        self._unstarted = list(reversed(self.tunnels))
         self._start_some()
         self._loop.call_later(_ANNOUNCE_SECONDS, self._say_ready)
 

@@ -284,6 +284,15 @@ def test_hup_is_ignored_and_said(start_master):
     assert master.tunnel()["state"] == "running"
 
 
+def test_who_is_stopped_while_certificates_are_made_starts_nobody(start_master, folders):
+    master = start_master(tunnel(), tunnel(), tls=True)
+    log = folders.log / "master.log"
+    wait_until(lambda: log.exists() and "master started" in log.read_text())
+    master.kill()
+    assert master.wait_left() == 0
+    assert "ready" not in master.log()
+
+
 def test_a_worker_has_only_what_is_its_own(start_master):
     tunnels = [tunnel() for _ in range(3)]
     master = start_master(*tunnels, tls=True)

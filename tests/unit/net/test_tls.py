@@ -14,6 +14,7 @@ from tests.support.certificates import client_settings, common_certificate, make
 from tests.support.fake_peer import tcp_pair
 from tests.support.fake_tls import TlsPeer
 from tests.support.pattern import pattern
+from tunneltcp.master.spawn import _fork
 from tunneltcp.net.tls import (
     MAX_RAW_BYTES,
     TlsConnection,
@@ -469,3 +470,22 @@ class TestVerify:
             client_context(key)
         with pytest.raises(FileNotFoundError):
             client_context(tmp_path / "nothing")
+
+
+def test_forked_workers_share_no_randomness():
+    """OpenSSL is used before the fork, and the fork is not Python's: it must notice."""
+    ssl.RAND_bytes(16)
+    seen = {ssl.RAND_bytes(16)}
+    for _ in range(3):
+        reader, writer = os.pipe()
+        pid, _ = _fork()
+        if pid == 0:
+            os.write(writer, ssl.RAND_bytes(16))
+            os._exit(0)
+        os.close(writer)
+        seen.add(os.read(reader, 16))
+        os.close(reader)
+        os.waitpid(pid, 0)
+    seen.add(ssl.RAND_bytes(16))
+    assert len(seen) == 5
+    assert b"" not in seen
