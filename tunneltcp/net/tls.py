@@ -77,6 +77,8 @@ class TlsConnection:
         server_side: bool,
         server_name: str = "",
     ) -> None:
+        # OpenSSL itself would say nothing, and take any name.
+        assert server_name or not context.check_hostname, "whose certificate is it to be?"
         self._sock = sock
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()

@@ -316,6 +316,15 @@ class TestClient:
         world.until(lambda: client.told("link"))
         assert "certificate is not good" in client.told("link")[0]["reason"]
 
+    def test_that_wants_a_ca_refuses_another_name(self, world, tmp_path):
+        ca = make_certificate("the CA")
+        cert, _ = ca.save(tmp_path)
+        raw = world.raw_server(tls=make_certificate("evil.example", ca=ca))
+        client = world.client(raw.port, 1, tls=True, verify=cert)
+        world.until(lambda: client.told("link"))
+        assert "certificate is not good" in client.told("link")[0]["reason"]
+        assert client.worker.link is None
+
     def test_that_wants_a_ca_takes_whom_it_vouches_for(self, world, tmp_path):
         ca = make_certificate("the CA")
         cert, _ = ca.save(tmp_path)
