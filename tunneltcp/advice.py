@@ -40,6 +40,8 @@ class Trouble(Enum):
     DENIED = "denied"
     VERSION = "version"
     TLS = "tls"
+    TLS_FAILED = "tls failed"
+    """TLS was begun and came to nothing."""
     DRAINING = "draining"
     STALE = "stale"
     """A later attempt of ours came before this one."""
@@ -117,6 +119,10 @@ _LINK = {
     Trouble.TLS: (
         "of the server at {where} and this client only one wants TLS: set it alike on "
         "both sides"
+    ),
+    Trouble.TLS_FAILED: (
+        "TLS with {where} fails ({detail}): something on the way meddles with it, another "
+        'program has the port, or "verify" asks for a certificate that the server does not have'
     ),
     Trouble.STALE: "{where} has heard a later attempt of ours: dialling again",
     Trouble.DRAINING: (

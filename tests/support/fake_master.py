@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.support.certificates import common_certificate
 from tests.support.fake_clock import FakeClock
 from tests.support.fake_link import HOST_ID, RUN_ID, RawClient, RawServer
 from tests.support.fake_peer import FakeApp, FakePeer
@@ -135,6 +136,8 @@ class World:
         fds = open_listeners(0, ["127.0.0.1"])
         with socket.socket(fileno=os.dup(fds[0])) as listener:
             port: int = listener.getsockname()[1]
+        if settings.get("tls") and "certificate_fd" not in settings:
+            settings["certificate_fd"] = common_certificate().fd()
         context = _context(Role.SERVER, port, listener_fds=fds)
         return self._bench(replace(context, **settings))
 
@@ -212,6 +215,9 @@ def _context(role: Role, port: int, **settings: Any) -> WorkerContext:  # noqa: 
         server_host="",
         link_port=0,
         keys=(port_key("", port),),
+        tls=False,
+        certificate_fd=-1,
+        verify=False,
         host_id="",
         run_id="",
         hold_seconds=10.0,

@@ -129,6 +129,8 @@ def run_master(
             raise ConfigError([problem])
         load, file = _config_source(role, file, instance, server, bind, log_format)
         config = load()
+        if role is Role.CLIENT and config.tls:
+            prepare_tls(config.verify)
         folders = find_folders(instance, state=state_dir, run=run_dir, log=log_dir)
         master = Master(
             config,
@@ -173,6 +175,19 @@ def _config_source(
     return partial(
         load_config, path, role.value, server=server, bind=bind, log_format=log_format
     ), path
+
+
+def prepare_tls(verify: bool | Path) -> None:
+    """Have the settings of TLS, and its CAs, before the first fork: workers share them."""
+    from ssl import SSLError
+
+    from tunneltcp.net.tls import client_context
+
+    try:
+        client_context(verify)
+    except OSError as error:
+        why = "holds no certificates in PEM" if isinstance(error, SSLError) else error.strerror
+        raise ConfigError([f"verify: {verify} {why}"]) from error
 
 
 def _option_problem(

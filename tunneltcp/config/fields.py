@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -145,6 +146,19 @@ class Fields:
                 return float(value)
         self.problem(key, f"{shown(value)} is not a number of seconds from {low:g} to {high:g}")
         return default
+
+    def path(self, key: str) -> Path | None:
+        """Return the path of a file; None if there is none."""
+        value = self.values.get(key)
+        if key not in self.values:
+            return None
+        if not isinstance(value, str):
+            self.problem(key, f"must be a path, not {kind(value)}")
+        elif not value.startswith("/") or "\0" in value:
+            self.problem(key, f"{shown(value)} must be a whole path, beginning with /")
+        else:
+            return Path(value)
+        return None
 
     def host(self, key: str, default: str) -> str:
         """Return a host name or an address."""

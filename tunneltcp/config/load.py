@@ -51,7 +51,6 @@ _SPECIAL: Final = ("tunnels", "server", "bind")
 """Fields of the top that are read by functions of their own."""
 _LATER_KEYS: Final = (
     "token",
-    "tls",
     "clients",
     "crash_safe",
     "max_rss",
@@ -187,9 +186,20 @@ def build_config(
             if one.field not in _SPECIAL
         },
     )
+    _check_tls(top)
     if top.problems:
         raise ConfigError(top.problems)
     return config
+
+
+def _check_tls(top: fields.Fields) -> None:
+    """Report settings of TLS that are of no use alone."""
+    for name, other in (("cert", "key"), ("key", "cert")):
+        if name in top.values and other not in top.values:
+            top.problem(name, f"needs {other} beside it")
+    for name in ("cert", "verify"):
+        if top.values.get("tls") is False and top.values.get(name):
+            top.problem(name, "is of no use while tls is false")
 
 
 def _check_keys(entry: fields.Fields, keys: Sequence[Key], role: RoleName) -> None:
@@ -220,6 +230,11 @@ def _value(entry: fields.Fields, one: Setting, role: RoleName, default: Any) -> 
             value = entry.integer(key.name, default, int(key.low), int(key.high))
         case "flag":
             value = entry.flag(key.name, default=default)
+        case "path":
+            value = entry.path(key.name)
+        case "flag or path":
+            is_path = isinstance(entry.values.get(key.name), str)
+            value = entry.path(key.name) if is_path else entry.flag(key.name, default=default)
         case "choice":
             value = entry.choice(key.name, default, key.choices)
         case "host":

@@ -7,9 +7,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from tunneltcp.config.keys import Key, RoleName, Setting, described, settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = [
     "DEFAULT_BIND",
@@ -209,6 +212,52 @@ class Config:
         ),
     )
     """IPv4 and IPv6 literals. Unused on a client."""
+    tls: bool = field(
+        default=True,
+        metadata=described(
+            "tls",
+            "flag",
+            """Whether links speak TLS 1.3. Both sides must say the same; neither ever falls back
+            to the other.""",
+        ),
+    )
+    cert: Path | None = field(
+        default=None,
+        metadata=described(
+            "cert",
+            "path",
+            """A file with the server's certificate, and those that vouch for it, in PEM; read
+            again by a reload. Without it the server makes one at each start, in memory, and
+            nobody has to know it.""",
+            role="server",
+            default="one is made at each start",
+        ),
+    )
+    key: Path | None = field(
+        default=None,
+        metadata=described(
+            "key",
+            "path",
+            "The file with the private key of `cert`, in PEM, without a password.",
+            role="server",
+            default="none",
+        ),
+    )
+    verify: bool | Path = field(
+        default=False,
+        metadata=described(
+            "verify",
+            "flag or path",
+            """Whether the client, besides all else, wants a certificate with the server's name
+            that a CA vouches for: one of the system's (`true`), or one in this file.""",
+            role="client",
+        ),
+    )
+    @property
+    def certificate(self) -> tuple[Path, Path] | None:
+        """Where the configured certificate and its key lie, if there is one."""
+        return (self.cert, self.key) if self.cert is not None and self.key is not None else None
+
     drain_seconds: float = field(
         default=DEFAULT_DRAIN_SECONDS,
         metadata=described(

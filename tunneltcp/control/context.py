@@ -46,6 +46,12 @@ class WorkerContext:
     """The port the client dials: the public port, unless a test goes through a relay."""
     keys: tuple[bytes, ...]
     """Port keys that are good for this tunnel (PROTOCOL.md §2), the preferred one first."""
+    tls: bool
+    """Whether links speak TLS; never decided by what the other side wants."""
+    certificate_fd: int
+    """A memfd with the server's certificate and key in PEM; -1 without TLS, and on a client."""
+    verify: bool | Path
+    """Client: whether a CA must vouch for the server's certificate; or the file of the CAs."""
     host_id: str
     """Random, kept in the client's state folder: which machine this is."""
     run_id: str

@@ -57,12 +57,14 @@ class WorkerChannel:
         """Let go of the worker's end."""
         os.close(self.worker_fd)
 
-    def say(self, message: dict[str, Any]) -> None:
-        """Send a message, or drop it."""
+    def say(self, message: dict[str, Any], fd: int = -1) -> None:
+        """Send a message, and a copy of a descriptor with it, or drop it."""
         if self._fd < 0:
             return
         try:
-            os.write(self._fd, encode_message(message))
+            with socket.socket(fileno=os.dup(self._fd)) as channel:
+                fds = [fd] if fd >= 0 else []
+                socket.send_fds(channel, [encode_message(message)], fds)
         except OSError as error:
             # Full: it has not read for long, and deadlines deal with that. Gone: so is it.
             logger.debug("message to a worker dropped: {}", error.strerror)

@@ -20,7 +20,7 @@ from tunneltcp.net.loop import READ
 from tunneltcp.net.names import addresses_message, look_up
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from tunneltcp.master.children import Children
     from tunneltcp.net.loop import Loop, Timer
@@ -43,10 +43,11 @@ _MAX_WAITING: Final = 8
 class _Helper:
     """One helper at work."""
 
-    __slots__ = ("answer", "answered", "deadline", "pid", "reader")
+    __slots__ = ("answer", "answered", "deadline", "keep", "pid", "reader")
 
-    def __init__(self, answered: Callable[[Any], None]) -> None:
+    def __init__(self, answered: Callable[[Any], None], keep: Sequence[int]) -> None:
         self.answered = answered
+        self.keep = keep
         self.answer = bytearray()
         self.pid = 0
         self.reader = -1
@@ -64,9 +65,18 @@ class Helpers:
         self._waiting: deque[tuple[Callable[[], object], _Helper]] = deque()
         self._closed = False
 
-    def run(self, work: Callable[[], object], answered: Callable[[Any], None]) -> None:
-        """Call ``answered`` later, with what ``work`` returned, or None if it failed."""
-        self._waiting.append((work, _Helper(answered)))
+    def run(
+        self,
+        work: Callable[[], object],
+        answered: Callable[[Any], None],
+        *,
+        keep: Sequence[int] = (),
+    ) -> None:
+        """Call ``answered`` later, with what ``work`` returned, or None if it failed.
+
+        Of our descriptors the helper has those in ``keep``; they must stay open until then.
+        """
+        self._waiting.append((work, _Helper(answered, keep)))
         self._start_waiting()
 
     def close(self) -> None:
@@ -80,7 +90,9 @@ class Helpers:
         while self._waiting and len(self._running) < _MAX_RUNNING and not self._closed:
             work, helper = self._waiting.popleft()
             try:
-                helper.pid, helper.reader = fork_helper(work, int(self._seconds) + 1)
+                helper.pid, helper.reader = fork_helper(
+                    work, int(self._seconds) + 1, helper.keep
+                )
             except OSError:
                 self._loop.call_later(0.0, partial(helper.answered, None))
                 continue

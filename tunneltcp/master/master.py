@@ -25,6 +25,7 @@ from tunneltcp.config.state import host_id
 from tunneltcp.control.context import Role, WorkerContext
 from tunneltcp.errors import ConfigError, ExitCode
 from tunneltcp.log import Throttle, echo_from, setup_log
+from tunneltcp.master.certificates import SPARE, Certificates
 from tunneltcp.master.changes import compare
 from tunneltcp.master.children import Children
 from tunneltcp.master.control_socket import ControlSocket
@@ -82,7 +83,7 @@ class Master:
         folders: Folders,
         worker_main: Callable[[WorkerContext], int],
         port_keys: Callable[[int], tuple[bytes, ...]],
-        warm_up: Callable[[Path], None] = lambda _path: None,
+        warm_up: Callable[[Path, int], None] = lambda _path, _certificate_fd: None,
         announce: Callable[[Master], None] = lambda _master: None,
         load_again: Callable[[], Config] | None = None,
         log_to_stderr: bool = False,
@@ -109,6 +110,9 @@ class Master:
         self._loop = Loop(max_sleep_seconds=_MAX_SLEEP_SECONDS)
         self._children = Children(self._loop)
         self._helpers = Helpers(self._loop, self._children)
+        ports = [tunnel.remote_port for tunnel in config.tunnels]
+        own = ports if role is Role.SERVER else []
+        self._certificates = Certificates(self._helpers, own, config.certificate)
         self._throttle = Throttle(max_kinds=16)
         self._maps: list[memoryview] = []
         self._stopping = False
@@ -172,6 +176,7 @@ class Master:
             signals.close()
             for tunnel in self.tunnels:
                 tunnel.close()
+            self._certificates.close()
         logger.info("master left")
         return self._exit_code
 
@@ -192,10 +197,15 @@ class Master:
         logger.bind(
             role=self.role.value, instance=self.instance, pid=self._pid, version=__version__
         ).info("master started with {} tunnels", len(self.tunnels))
+        if self.config.tls:
+            self._have_certificates()
         self._be_warm()
         freeze()
-        self._unstarted = [one for one in reversed(self.tunnels) if not one.is_stopped]
         self._loop.on_turn = self._on_turn
+        if self._stopping:  # asked to while it waited for certificates
+            self._announce = None
+            return
+        self._unstarted = list(reversed(self.tunnels))
         self._start_some()
         self._loop.call_later(_ANNOUNCE_SECONDS, self._say_ready)
 
@@ -216,9 +226,20 @@ class Master:
         """Run what workers run, just before the first of them: they share what it leaves."""
         path = self.folders.run / "warm-up.log"
         setup_log(path, max_bytes=self.config.log_bytes, files=1)
-        self._warm_up(path)
+        self._warm_up(path, self._certificates.fd(SPARE))
         path.unlink(missing_ok=True)
         self._set_up_log()
+
+    def _have_certificates(self) -> None:
+        """Wait for them, a fraction of a second: no worker can begin without."""
+        problems: list[str] = []
+        self._certificates.renew(problems.append)
+        while not problems and not self._stopping:
+            self._loop.turn()
+        if problems and problems[0]:
+            if self.config.certificate is not None:
+                raise ConfigError(problems)
+            raise OSError(problems[0])
 
     def _turn_until_done(self) -> None:
         while not self._done:
@@ -264,6 +285,9 @@ class Master:
             server_host=self.config.server,
             link_port=tunnel.link_port or port,
             keys=self._port_keys(port),
+            tls=self.config.tls,
+            certificate_fd=self._certificates.fd(port),
+            verify=self.config.verify,
             host_id=self._host_id,
             run_id=self._run_id,
             hold_seconds=tunnel.hold_seconds,
@@ -308,7 +332,16 @@ class Master:
         self._done = True
 
     def _handle_hangup(self) -> None:
-        self.reload()
+        self.reload(lambda _answer: None)
+
+    def _on_renewed(self, problem: str) -> None:
+        """The certificate was read again; links that are up keep the one they had."""
+        if problem:
+            logger.error("SIGHUP: the old certificate stays: {}", problem)
+            return
+        for tunnel in self.tunnels:
+            tunnel.give_certificate(self._certificates.fd(tunnel.config.remote_port))
+        logger.info("SIGHUP: certificate read again; the rest of the config was not")
 
     def _handle_child(self) -> None:
         strangers = self._children.reap()

@@ -94,7 +94,9 @@ def fork_worker(
     code: int = ExitCode.CRASH
     try:
         _unmap(maps)
-        fds = (context.channel_fd, context.counters_fd, context.memory_fd)
+        fds = [context.channel_fd, context.counters_fd, context.memory_fd]
+        if context.certificate_fd >= 0:
+            fds.append(context.certificate_fd)
         _begin_child(context.master_pid, (*context.listener_fds, *fds), mask)
         _reopen_standard(context.log_path)
         setup_log(
@@ -114,11 +116,14 @@ def fork_worker(
         os._exit(code & 0xFF)
 
 
-def fork_helper(work: Callable[[], object], deadline_seconds: int) -> tuple[int, int]:
+def fork_helper(
+    work: Callable[[], object], deadline_seconds: int, keep: Sequence[int] = ()
+) -> tuple[int, int]:
     """Fork a short-lived child for what may block; return its pid and its answer's pipe.
 
     The answer is the JSON of what ``work`` returns, then end-of-file; nothing at all if
     it failed. After ``deadline_seconds`` the kernel ends the child, whoever else forgets.
+    Of our descriptors it has those in ``keep``.
 
     Raises:
         OSError: If there can be no further process or pipe now.
@@ -132,14 +137,14 @@ def fork_helper(work: Callable[[], object], deadline_seconds: int) -> tuple[int,
         os.close(writer)
         raise
     if pid == 0:
-        _help(work, writer, master_pid, deadline_seconds, mask)
+        _help(work, (writer, *keep), master_pid, deadline_seconds, mask)
     os.close(writer)
     return pid, reader
 
 
 def _help(
     work: Callable[[], object],
-    writer: int,
+    keep: Sequence[int],
     master_pid: int,
     deadline_seconds: int,
     mask: SignalMask,
@@ -147,11 +152,11 @@ def _help(
     code: int = ExitCode.CRASH
     try:
         signal.alarm(deadline_seconds)
-        _begin_child(master_pid, (writer,), mask)
+        _begin_child(master_pid, keep, mask)
         _point_at(os.open(os.devnull, os.O_RDWR), (0, 1, 2))
         answer = orjson.dumps(work())
         if len(answer) <= MAX_ANSWER_BYTES:
-            os.write(writer, answer)
+            os.write(keep[0], answer)
             code = ExitCode.DONE
     finally:
         os._exit(code)

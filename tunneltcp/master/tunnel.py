@@ -144,6 +144,11 @@ class Tunnel:
         others = (page for page in self._around.maps if page is not self.counters)
         return any(page[Counter.LINK_STATE] != LinkState.DOWN for page in others)
 
+    def give_certificate(self, fd: int) -> None:
+        """Have the worker show another certificate from now on; its link is not touched."""
+        if self._channel is not None:
+            self._channel.say({"type": "certificate"}, fd)
+
     def close_listeners(self) -> None:
         """Take no new visitors; the worker is told by DRAIN to do the same."""
         self._closing = True

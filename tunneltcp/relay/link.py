@@ -15,15 +15,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Protocol
 
 from tunneltcp.net.loop import READ, WRITE
-from tunneltcp.net.sockopt import gather_send, prepare_link
+from tunneltcp.net.sockopt import gather_send
 from tunneltcp.protocol.errors import GoawayCode, RemoteProtocolError
 from tunneltcp.protocol.liveness import Liveness, Verdict
 from tunneltcp.protocol.session import SWEEP_SECONDS
 
 if TYPE_CHECKING:
-    import socket
-
     from tunneltcp.net.loop import Loop, Timer
+    from tunneltcp.net.transport import Transport
     from tunneltcp.protocol.session import Session
     from tunneltcp.protocol.stream import Endpoint, Stream
     from tunneltcp.relay.memory import ReceiveBuffer
@@ -70,7 +69,7 @@ class Link:
     def __init__(
         self,
         loop: Loop,
-        sock: socket.socket,
+        transport: Transport,
         owner: LinkOwner,
         session: Session,
         buffer: ReceiveBuffer,
@@ -78,14 +77,13 @@ class Link:
         peer: str,
         idle_ping_seconds: float,
     ) -> None:
-        prepare_link(sock)
         self._loop = loop
-        self._sock = sock
-        self._fd = sock.fileno()
+        self._transport = transport
+        self._fd = transport.fileno()
         self._owner = owner
         self._buffer = buffer
-        self._receive_into = sock.recv_into
-        self._sendmsg = gather_send(sock)
+        self._receive_into = transport.recv_into
+        self._sendmsg = gather_send(transport)
         self._pending = _NOTHING
         self._kept = b""
         self._writing = False
@@ -290,7 +288,7 @@ class Link:
         if self._life_timer is not None:
             self._life_timer.cancel()
         self._loop.unregister(self._fd)
-        self._sock.close()
+        self._transport.close()
         self._pending = _NOTHING
         self.session.detach()
 

@@ -10,6 +10,7 @@ them.
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -188,6 +189,8 @@ class Worker:
             self.leave()
         elif kind == "addresses":
             self.on_addresses(message)
+        elif kind == "certificate" and "fd" in message:
+            self.on_certificate(message["fd"])
         elif kind == "who":
             self._tell_who(message)
         elif kind == "kick":
@@ -247,6 +250,10 @@ class Worker:
     def on_addresses(self, message: dict[str, Any]) -> None:
         """The host looked up a name for us."""
         del message
+
+    def on_certificate(self, fd: int) -> None:
+        """The master has another certificate for us; the descriptor is ours."""
+        os.close(fd)
 
     # ----------------------------------------------------------------------- link
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tunneltcp.advice import Trouble, link_trouble, target_trouble
 from tunneltcp.control.counters import Counter
 from tunneltcp.net.address import format_address, literal_addresses, unpack_address
+from tunneltcp.net.tls import ClientTls, client_context
 from tunneltcp.protocol.errors import GoawayCode, ResetCode
 from tunneltcp.protocol.messages import Hello, RefusedCode
 from tunneltcp.protocol.stream import DISCARD
@@ -51,6 +52,7 @@ class ClientWorker(Worker):
 
     def __init__(self, context: WorkerContext, host: Host | None = None) -> None:
         super().__init__(context, host)
+        self._tls = client_tls(context) if context.tls else None
         self._server_addresses = literal_addresses(context.server_host, context.link_port)
         self._target_addresses = literal_addresses(context.target_host, context.target_port)
         self._resolve_after: dict[tuple[str, int], float] = {}
@@ -179,7 +181,9 @@ class ClientWorker(Worker):
             attempt=self.memory.table.raise_attempt(),
         )
         try:
-            attempt = Attempt(self.loop, address, hello, self.context.keys[0], self)
+            attempt = Attempt(
+                self.loop, address, hello, self.context.keys[0], self, tls=self._tls
+            )
         except OSError as error:  # no descriptor, no such address family
             self._tell_no_link(Trouble.OTHER, format_address(address[1]), str(error.strerror))
             return
@@ -252,7 +256,7 @@ class ClientWorker(Worker):
         self._next_address = 0
         link = Link(
             self.loop,
-            attempt.sock,
+            attempt.transport,
             self,
             self.session,
             self.buffer,
@@ -371,6 +375,12 @@ class ClientWorker(Worker):
     def _leave_if_empty(self) -> None:
         if not self._relays:
             self.leave()
+
+
+def client_tls(context: WorkerContext) -> ClientTls:
+    """Return what this client asks of its server."""
+    name = context.server_host if context.verify else ""
+    return ClientTls(context=client_context(context.verify), server_name=name)
 
 
 def _jittered(seconds: float) -> float:

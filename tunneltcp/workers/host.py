@@ -113,8 +113,11 @@ class MasterHost:
 
     def _on_channel(self, events: int) -> None:
         del events
+        fds: list[int] = []
         try:
-            packet = self._channel.recv(_MESSAGE_BYTES)
+            packet, fds, _, _ = socket.recv_fds(
+                self._channel, _MESSAGE_BYTES, 1, socket.MSG_CMSG_CLOEXEC
+            )
         except BlockingIOError:
             return
         except OSError:
@@ -127,6 +130,8 @@ class MasterHost:
         except ControlChannelError as error:
             logger.error("master sent garbage: {}", error)
             return
+        if fds:  # only one message comes with one: "certificate"
+            message["fd"] = fds[0]
         self._on_message(message)
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from tunneltcp.control.counters import Counter
 from tunneltcp.net.address import format_address, local_address, pack_address
 from tunneltcp.net.sockopt import cookie
+from tunneltcp.net.tls import server_tls
 from tunneltcp.protocol.errors import GoawayCode, ResetCode
 from tunneltcp.protocol.messages import RefusedCode
 from tunneltcp.relay.link import Link
@@ -42,7 +43,8 @@ class ServerWorker(Worker):
         super().__init__(context)
         listeners = [socket.socket(fileno=fd) for fd in context.listener_fds]
         self._arrivals = Arrivals(self.loop, listeners, self)
-        self._claims = Claims(self.loop, context.port, context.keys, self)
+        tls = server_tls(context.certificate_fd) if context.tls else None
+        self._claims = Claims(self.loop, context.port, context.keys, self, tls=tls)
         self._relays: dict[Relay, Visitor] = {}
         """Who is here, in the order in which they came."""
         self._waiting: dict[Relay, None] = {}
@@ -62,6 +64,10 @@ class ServerWorker(Worker):
         """Return how many connections this worker holds now."""
         undecided = len(self._arrivals) + len(self._claims)
         return super().count_connections() + undecided + len(self._relays)
+
+    def on_certificate(self, fd: int) -> None:
+        """Show another certificate to whoever comes from now on."""
+        self._claims.renew_tls(fd)
 
     def close(self) -> None:
         """Let go of everything."""
@@ -246,7 +252,7 @@ class ServerWorker(Worker):
         rest = claim.welcome(self.session_id, epoch, resumed=resumed)
         link = Link(
             self.loop,
-            claim.sock,
+            claim.transport,
             self,
             self.session,
             self.buffer,

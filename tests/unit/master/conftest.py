@@ -173,7 +173,7 @@ def start_master(folders):
     def start(
         *tunnels: TunnelConfig, role=Role.SERVER, prepare=None, load_again=None, **settings
     ):
-        settings = {"drain_seconds": 1.0, "server": "localhost", **settings}
+        settings = {"drain_seconds": 1.0, "server": "localhost", "tls": False, **settings}
         config = Config(tunnels=tunnels, **settings) if load_again is None else load_again()
         pid = os.fork()  # noqa: TID251 - a master of its own, without a second's start-up
         if pid == 0:
