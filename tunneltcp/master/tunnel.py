@@ -228,7 +228,9 @@ class Tunnel:
         self._close_channel()
         if self._timer is not None:
             self._timer.cancel()
-        self._around.maps.remove(self.counters)
+        # Not ``remove``: pages of equal content are equal, and it would take another's.
+        maps = self._around.maps
+        maps[:] = [page for page in maps if page is not self.counters]
         memory = self.counters.obj
         self.counters.release()
         memory.close()  # type: ignore[attr-defined]

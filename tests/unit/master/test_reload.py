@@ -32,9 +32,10 @@ class File:
         ]
         self._path.write_bytes(orjson.dumps({"drain": 1, **settings, "tunnels": entries}))
 
-    def start(self):
+    def start(self, *, wait=True):
         master = self._start(load_again=partial(load_config, self._path, self._role))
-        master.wait_ready()
+        if wait:
+            master.wait_ready()
         return master
 
     def break_it(self):
@@ -176,6 +177,26 @@ def test_one_that_is_stopped_stays_so_and_is_forgotten_with_its_tunnel(file, fol
     master.ask("reload")
     master.wait_port(one, "running")
     assert orjson.loads((folders.state / "stopped.json").read_bytes()) == {"ports": []}
+
+
+def test_a_removed_tunnel_lets_go_of_its_own_page_and_of_no_other(file):
+    """Pages of tunnels that never ran are equal; what took the wrong one crashed all workers."""
+    one, other, third = free_ports(3)
+    file.write((one, {}), (other, {}), (third, {}))
+    first = file.start()
+    for port in (one, other):
+        first.ask("stop", port=port)
+        first.wait_port(port, "stopped")
+    first.kill()
+    assert first.wait_left() == 0
+    master = file.start(wait=False)
+    master.wait_port(third, "running")
+    file.write((one, {}), (third, {}))
+    master.ask("reload")
+    wait_until(lambda: master.at(other) is None)
+    master.ask("start", port=one)
+    assert visit(one) == master.wait_port(one, "running")["pid"]
+    assert master.at(one)["last_exit"] is None, "no worker crashed"
 
 
 class TestCompare:
