@@ -44,7 +44,7 @@ from tunneltcp.master.signals import SignalQueue
 from tunneltcp.master.spawn import freeze
 from tunneltcp.master.status import master_status
 from tunneltcp.master.stopped import StoppedPorts
-from tunneltcp.master.tunnel import Surroundings, Tunnel, WorkerFds
+from tunneltcp.master.tunnel import Surroundings
 from tunneltcp.master.tunnel_set import TunnelSet
 from tunneltcp.net.loop import Loop
 
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 
     from tunneltcp.config.model import Config, TunnelConfig
     from tunneltcp.master.folders import Folders
+    from tunneltcp.master.tunnel import Tunnel, WorkerFds
 
 __all__ = ["Master"]
 
@@ -343,7 +344,7 @@ class Master:
         try:
             config = self._load_again()
             changes = compare(self.config, config)
-            added = [Tunnel(tunnel, self.tunnel_set.around) for tunnel in changes.added]
+            added = self.tunnel_set.make_new(changes.added)
         except ConfigError as error:
             return self._refuse_reload(list(error.problems))
         except OSError as error:
@@ -371,7 +372,7 @@ class Master:
         self.tunnel_set.around.addresses = self._addresses()
         self.tunnel_set.around.drain_seconds = config.drain_seconds
         for tunnel in self.tunnels:
-            tunnel.life.drain_seconds = config.drain_seconds
+            tunnel.take_settings()
         if _log_settings(old) != _log_settings(config):
             self._set_up_log()
 

@@ -149,6 +149,12 @@ class Tunnel:
         self._closing = True
         self._listeners.close()
 
+    def take_settings(self) -> None:
+        """Learn what a new config says for all tunnels; a port that is bound stays there."""
+        self.life.drain_seconds = self._around.drain_seconds
+        if not self._listeners.fds:
+            self._listeners.addresses = self._around.addresses
+
     def bind(self) -> bool:
         """Have the listeners open; return False, and know the reason, if that fails."""
         if not self._listeners.are_missing:

@@ -45,6 +45,21 @@ class TunnelSet:
                 tunnel.stop()
             tunnel.bind()  # all ports first: nobody waits for somebody else's worker
 
+    def make_new(self, configs: Sequence[TunnelConfig]) -> list[Tunnel]:
+        """Make those that :meth:`apply` is to begin with: all of them, or none.
+
+        Raises:
+            OSError: If the kernel has no memory for them.
+        """
+        made: list[Tunnel] = []
+        try:
+            made.extend(Tunnel(config, self.around) for config in configs)
+        except OSError:
+            for tunnel in made:
+                tunnel.close()
+            raise
+        return made
+
     def find(self, port: int) -> Tunnel | None:
         """Return the tunnel that has a public port now."""
         for tunnel in self._tunnels:
@@ -94,6 +109,7 @@ class TunnelSet:
 
     def _add(self, tunnel: Tunnel) -> None:
         """Begin with a new tunnel, or wait for the end of the one that had its port."""
+        tunnel.take_settings()  # it was made before the new config was taken
         port = tunnel.config.remote_port
         before = [one for one in self._tunnels if one.config.remote_port == port]
         self._tunnels.append(tunnel)

@@ -180,7 +180,7 @@ def test_one_that_is_stopped_stays_so_and_is_forgotten_with_its_tunnel(file, fol
 
 
 def test_a_removed_tunnel_lets_go_of_its_own_page_and_of_no_other(file):
-    """Pages of tunnels that never ran are equal; what took the wrong one crashed all workers."""
+    """Pages of tunnels that never ran are equal: it took another, and all workers crashed."""
     one, other, third = free_ports(3)
     file.write((one, {}), (other, {}), (third, {}))
     first = file.start()
@@ -197,6 +197,20 @@ def test_a_removed_tunnel_lets_go_of_its_own_page_and_of_no_other(file):
     master.ask("start", port=one)
     assert visit(one) == master.wait_port(one, "running")["pid"]
     assert master.at(one)["last_exit"] is None, "no worker crashed"
+
+
+def test_a_new_tunnel_has_the_new_settings_from_the_same_config(file):
+    """It was made before the master took them: bound at the old address, with the old drain."""
+    one, new = free_ports(2)
+    file.write((one, {}), bind="127.0.0.1", drain=60)
+    master = file.start()
+    file.write((one, {}), (new, {"name": "keep-1"}), bind="127.0.0.2", drain=0.5)
+    master.ask("reload")
+    pid = master.wait_port(new, "running")["pid"]
+    assert visit(new, "127.0.0.2") == pid
+    assert refuses(new), "it is not open where the config says no longer"
+    master.ask("stop", port=new)  # its worker does not leave by itself
+    master.wait_port(new, "stopped")
 
 
 class TestCompare:
