@@ -233,7 +233,7 @@ class Master:
     def _start_some(self) -> None:
         """Start a few workers, then listen again: 50 forks at once take half a second."""
         for _ in range(min(_STARTS_PER_TURN, len(self._unstarted))):
-            self._unstarted.pop().feed(Input.START)
+            self.tunnel_set.begin(self._unstarted.pop())
         self._loop.call_later(0.0, lambda: None)  # so that the next turn does not wait
 
     def _on_turn(self) -> None:
@@ -243,7 +243,7 @@ class Master:
         starting = any(t.life.state is ProcessState.STARTING for t in self.tunnels)
         if self._announce is not None and not starting:
             self._say_ready()
-        self.tunnel_set.drop_removed()
+        self.tunnel_set.drop_removed(ending=self._stopping)
         if self._stopping and all(tunnel.is_gone for tunnel in self.tunnels):
             self._done = True
 
@@ -293,7 +293,6 @@ class Master:
             return
         self._stopping = True
         self._unstarted.clear()
-        self.tunnel_set.forget_waiting()
         logger.info("{}: stopping, visitors have {:g} s", name, self.config.drain_seconds)
         self._helpers.close()
         limit = self.config.drain_seconds + _STOP_LIMIT_SECONDS + START_SECONDS

@@ -108,6 +108,8 @@ class Tunnel:
         """A person has stopped it: it stays so until a person starts it."""
         self.is_removed = False
         """The config does not name it any more: it goes when its visitors have gone."""
+        self.has_predecessor = False
+        """A removed tunnel still has the port: two workers of one port never run."""
         self._around = around
         self._report = Reporter(config.remote_port, around.loop, self._are_others_up)
         self._listeners = Listeners(config.remote_port, around.addresses)
@@ -130,6 +132,8 @@ class Tunnel:
 
     def feed(self, happened: Input) -> None:
         """Report what happened and do what follows from it."""
+        if happened is Input.START and self.has_predecessor:
+            return
         for action in self.life.handle(happened, self._around.loop.now):
             self._perform(action)
         self._arm()
@@ -235,8 +239,7 @@ class Tunnel:
         if self._timer is not None:
             self._timer.cancel()
         # Not ``remove``: pages of equal content are equal, and it would take another's.
-        maps = self._around.maps
-        maps[:] = [page for page in maps if page is not self.counters]
+        self._around.maps[:] = [x for x in self._around.maps if x is not self.counters]
         memory = self.counters.obj
         self.counters.release()
         memory.close()  # type: ignore[attr-defined]

@@ -29,8 +29,6 @@ class TunnelSet:
         self.around = around
         self._tunnels = tunnels
         self._stopped = stopped
-        self._successors: list[Tunnel] = []
-        """Those that wait until a removed one with their port has gone."""
 
     def make(self, configs: Sequence[TunnelConfig]) -> None:
         """Make the first ones and have their ports; who was stopped before stays so.
@@ -114,24 +112,35 @@ class TunnelSet:
         before = [one for one in self._tunnels if one.config.remote_port == port]
         self._tunnels.append(tunnel)
         if before:  # two workers of one port would write into the same files
-            before[-1].feed(Input.STOP_NOW)
-            self._successors.append(tunnel)
+            tunnel.has_predecessor = True
+            for one in before:
+                one.feed(Input.STOP_NOW)
         else:
+            self.begin(tunnel)
+
+    def begin(self, tunnel: Tunnel) -> None:
+        """Run it for the first time, unless a person or a new config was quicker."""
+        if tunnel.is_stopped and not tunnel.is_removed:
             tunnel.bind()
+        elif not tunnel.is_removed:
             tunnel.feed(Input.START)
 
-    def forget_waiting(self) -> None:
-        """Everything ends: nobody waits for a port any more."""
-        self._successors.clear()
+    def drop_removed(self, *, ending: bool) -> None:
+        """Let go of those that are no longer in the config and have ended.
 
-    def drop_removed(self) -> None:
-        """Let go of those that are no longer in the config and have ended."""
+        Those that wait for their ports begin, unless everything is ``ending``.
+        """
         gone = [one for one in self._tunnels if one.is_removed and one.is_gone]
         for tunnel in gone:
             tunnel.close()
             self._tunnels.remove(tunnel)
-            for successor in list(self._successors):
-                if successor.config.remote_port == tunnel.config.remote_port:
-                    self._successors.remove(successor)
-                    if not successor.is_removed:
-                        successor.start()
+        if gone and not ending:
+            self._begin_successors()
+
+    def _begin_successors(self) -> None:
+        """Begin with those whose predecessors have all gone."""
+        ports = [one.config.remote_port for one in self._tunnels]
+        for tunnel in self._tunnels:
+            if tunnel.has_predecessor and ports.count(tunnel.config.remote_port) == 1:
+                tunnel.has_predecessor = False
+                self.begin(tunnel)

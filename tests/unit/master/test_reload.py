@@ -16,6 +16,7 @@ from tests.unit.master.conftest import visit
 from tests.unit.master.test_operating import can_bind, refuses
 from tunneltcp.config.load import load_config
 from tunneltcp.config.model import Config, TunnelConfig
+from tunneltcp.control.context import Role
 from tunneltcp.errors import TunnelError
 from tunneltcp.master.changes import compare
 
@@ -32,8 +33,9 @@ class File:
         ]
         self._path.write_bytes(orjson.dumps({"drain": 1, **settings, "tunnels": entries}))
 
-    def start(self, *, wait=True):
-        master = self._start(load_again=partial(load_config, self._path, self._role))
+    def start(self, *, wait=True, role=Role.SERVER):
+        load = partial(load_config, self._path, self._role)
+        master = self._start(load_again=load, role=role)
         if wait:
             master.wait_ready()
         return master
@@ -211,6 +213,68 @@ def test_a_new_tunnel_has_the_new_settings_from_the_same_config(file):
     assert refuses(new), "it is not open where the config says no longer"
     master.ask("stop", port=new)  # its worker does not leave by itself
     master.wait_port(new, "stopped")
+
+
+@pytest.fixture
+def returning(file):
+    """A master, and a port that went and came back while its worker does not want to go."""
+    one, other = free_ports(2)
+    file.write((one, {"name": "stubborn-1"}), (other, {}))
+    master = file.start()
+    file.write((other, {}))
+    master.ask("reload")
+    file.write((one, {}), (other, {}))
+    master.ask("reload")
+    assert len(pids_of(master, one)) == 1, "the old worker is still there"
+    return master, one
+
+
+def pids_of(master, port) -> list[int]:
+    tunnels = master.status()["tunnels"]
+    return [one["pid"] for one in tunnels if one["port"] == port and one["pid"]]
+
+
+def test_stopped_while_it_waits_for_its_predecessor_it_stays_stopped(returning):
+    master, one = returning
+    master.ask("stop", port=one)
+    wait_until(lambda: [t["port"] for t in master.status()["tunnels"]].count(one) == 1)
+    assert master.at(one)["state"] == "stopped"
+    assert refuses(one)
+    assert not can_bind(one)
+    master.ask("start", port=one)
+    assert visit(one) == master.wait_port(one, "running")["pid"]
+
+
+@pytest.mark.parametrize("what", ["restart", "start"])
+def test_no_word_of_a_person_brings_two_workers_of_one_port(start_master, tmp_path, what):
+    """On a client no busy port stands in the way of the second."""
+    one, other = free_ports(2)
+    file = File(start_master, tmp_path / "config.json", "client")
+    stubborn = (one, {"name": "stubborn-1", "local_port": 9})
+    file.write(stubborn, (other, {"local_port": 9}), server="localhost")
+    master = file.start(role=Role.CLIENT)
+    file.write((other, {"local_port": 9}), server="localhost")
+    master.ask("reload")
+    file.write((one, {"local_port": 9}), (other, {"local_port": 9}), server="localhost")
+    master.ask("reload")
+    assert len(pids_of(master, one)) == 1, "the old worker is still there"
+    master.ask(what, port=one)
+    seen = []
+
+    def alone():
+        seen.append(len(pids_of(master, one)))
+        return [t["port"] for t in master.status()["tunnels"]].count(one) == 1
+
+    wait_until(alone)
+    assert max(seen) == 1
+    master.wait_port(one, "running")
+
+
+def test_a_master_that_stops_starts_nobody_who_waits(returning):
+    master, _port = returning
+    master.kill()
+    assert master.wait_left() == 0
+    assert "ready" not in master.log().split("stopping, visitors")[1]
 
 
 class TestCompare:
