@@ -62,7 +62,7 @@ _MAX_SLEEP_SECONDS: Final = 1.0
 """The master has nothing to do between events; one turn a second keeps it honest."""
 
 _STARTS_PER_TURN: Final = 4
-"""Workers forked in one turn at the start."""
+"""Workers forked in one turn, of those that a config brings."""
 
 _ANNOUNCE_SECONDS: Final = 3.0
 """The ready line waits for all workers, but not for one that is stuck."""
@@ -113,7 +113,6 @@ class Master:
         self._throttle = Throttle(max_kinds=16)
         self._maps: list[memoryview] = []
         self._stopping = False
-        self._unstarted: list[Tunnel] = []
         self._done = False
         self._exit_code = ExitCode.DONE
 
@@ -195,7 +194,7 @@ class Master:
         ).info("master started with {} tunnels", len(self.tunnels))
         self._be_warm()
         freeze()
-        self._unstarted = [one for one in reversed(self.tunnels) if not one.is_stopped]
+        self.tunnel_set.unstarted = self.tunnels[::-1]
         self._loop.on_turn = self._on_turn
         self._start_some()
         self._loop.call_later(_ANNOUNCE_SECONDS, self._say_ready)
@@ -232,12 +231,13 @@ class Master:
 
     def _start_some(self) -> None:
         """Start a few workers, then listen again: 50 forks at once take half a second."""
-        for _ in range(min(_STARTS_PER_TURN, len(self._unstarted))):
-            self.tunnel_set.begin(self._unstarted.pop())
+        unstarted = self.tunnel_set.unstarted
+        for _ in range(min(_STARTS_PER_TURN, len(unstarted))):
+            self.tunnel_set.begin(unstarted.pop())
         self._loop.call_later(0.0, lambda: None)  # so that the next turn does not wait
 
     def _on_turn(self) -> None:
-        if self._unstarted:
+        if self.tunnel_set.unstarted:
             self._start_some()
             return
         starting = any(t.life.state is ProcessState.STARTING for t in self.tunnels)
@@ -292,7 +292,7 @@ class Master:
                 tunnel.feed(Input.STOP_NOW)
             return
         self._stopping = True
-        self._unstarted.clear()
+        self.tunnel_set.unstarted.clear()
         logger.info("{}: stopping, visitors have {:g} s", name, self.config.drain_seconds)
         self._helpers.close()
         limit = self.config.drain_seconds + _STOP_LIMIT_SECONDS + START_SECONDS

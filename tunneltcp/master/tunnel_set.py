@@ -29,6 +29,8 @@ class TunnelSet:
         self.around = around
         self._tunnels = tunnels
         self._stopped = stopped
+        self.unstarted: list[Tunnel] = []
+        """Those that run as soon as it is their turn; the last one is the next."""
 
     def make(self, configs: Sequence[TunnelConfig]) -> None:
         """Make the first ones and have their ports; who was stopped before stays so.
@@ -116,7 +118,8 @@ class TunnelSet:
             for one in before:
                 one.feed(Input.STOP_NOW)
         else:
-            self.begin(tunnel)
+            tunnel.bind()
+            self.unstarted.insert(0, tunnel)
 
     def begin(self, tunnel: Tunnel) -> None:
         """Run it for the first time, unless a person or a new config was quicker."""

@@ -65,3 +65,15 @@ def test_one_that_is_removed_before_its_turn_to_start_is_gone(tunnels, stopped):
     tunnels.begin(one)
     assert one.is_gone
     assert can_bind(one.config.remote_port)
+
+
+def test_a_reload_forks_nobody_in_its_own_turn(tunnels):
+    """500 new tunnels at once would keep the master busy for seconds."""
+    (one,) = tunnels._tunnels
+    old = Config(tunnels=(one.config,))
+    new = TunnelConfig(remote_port=free_port(), name="new")
+    changes = compare(old, replace(old, tunnels=(one.config, new)))
+    added = tunnels.make_new(changes.added)
+    tunnels.apply(changes, added)
+    assert tunnels.unstarted == added
+    assert not can_bind(new.remote_port), "visitors who come wait for the worker"
