@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import secrets
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
@@ -48,6 +48,7 @@ class Exposure:
 
     server: str
     tunnels: tuple[Exposed, ...]
+    tls: bool = True
 
     def place(self, tunnel: Exposed) -> str:
         """Return where a tunnel is reached, for a person."""
@@ -57,10 +58,11 @@ class Exposure:
 @click.command("expose")
 @click.argument("targets", nargs=-1, required=True, metavar="[HOST:]PORT[:PUBLIC]...")
 @click.option("--to", required=True, metavar="SERVER[:PUBLIC]", help="Whom to dial.")
+@click.option("--no-tls", is_flag=True, help='For a server with "tls": false.')
 @click.option("--plain", is_flag=True, help="Lines instead of a live display.")
 @click.option("--state-dir", type=_FOLDER, help="Folder that remembers which machine this is.")
 def expose_command(
-    targets: tuple[str, ...], to: str, plain: bool, state_dir: Path | None
+    targets: tuple[str, ...], to: str, no_tls: bool, plain: bool, state_dir: Path | None
 ) -> None:
     """Open apps of this machine to visitors of a server, until Ctrl-C.
 
@@ -73,7 +75,8 @@ def expose_command(
     "tunneltcp server" with these ports. IPv6 addresses stand in brackets.
     """  # noqa: D301 - click wants the character
     try:
-        sys.exit(_run(parse_exposure(targets, to), _host_id(state_dir), plain=plain))
+        exposure = replace(parse_exposure(targets, to), tls=not no_tls)
+        sys.exit(_run(exposure, _host_id(state_dir), plain=plain))
     except ConfigError as error:
         _fail(ExitCode.USAGE, error.problems)
     except KeyboardInterrupt:  # before or after the time in which signals are handled

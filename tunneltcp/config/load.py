@@ -213,7 +213,7 @@ def _check_keys(entry: fields.Fields, keys: Sequence[Key], role: RoleName) -> No
     entry.check_keys(known, foreign, _LATER_KEYS)
 
 
-def _value(entry: fields.Fields, one: Setting, role: RoleName, default: Any) -> Any:  # noqa: ANN401
+def _value(entry: fields.Fields, one: Setting, role: RoleName, default: Any) -> Any:  # noqa: ANN401, C901 - one case for each kind
     """Return the value of a setting; what the model says of it decides how it is read."""
     key = one.key
     if not key.is_for(role):

@@ -217,8 +217,8 @@ class Config:
         metadata=described(
             "tls",
             "flag",
-            """Whether links speak TLS 1.3. Both sides must say the same; neither ever falls back
-            to the other.""",
+            """Whether links speak TLS 1.3. Both sides must say the same; neither ever falls
+            back to the other.""",
         ),
     )
     cert: Path | None = field(
@@ -253,6 +253,7 @@ class Config:
             role="client",
         ),
     )
+
     @property
     def certificate(self) -> tuple[Path, Path] | None:
         """Where the configured certificate and its key lie, if there is one."""

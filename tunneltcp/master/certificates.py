@@ -42,46 +42,64 @@ _SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fc
 
 
 class Certificates:
-    """Has one memfd for each port, and a spare one; all are replaced, or none is."""
+    """Has one memfd for each port, and a spare one."""
 
-    def __init__(
-        self, helpers: Helpers, ports: Sequence[int], files: CertificateFiles | None
-    ) -> None:
+    def __init__(self, helpers: Helpers) -> None:
         self._helpers = helpers
-        self._ports = tuple(ports)
-        self._files = files
         self._fds: dict[int, int] = {}
 
     def fd(self, port: int) -> int:
         """Return the descriptor of a port's certificate; -1 if there is none."""
         return self._fds.get(port, -1)
 
-    def renew(self, done: Callable[[str], None]) -> None:
-        """Make or read them anew; call ``done`` with what is wrong, or an empty text.
+    def prepare(
+        self,
+        ports: Sequence[int],
+        files: CertificateFiles | None,
+        done: Callable[[str], None],
+        *,
+        anew: bool,
+    ) -> None:
+        """Have certificates for these ports and no others: all of them, or none is changed.
+
+        Args:
+            ports: Whose workers show one.
+            files: Those to read; None: they are made.
+            done: Called with what is wrong, or an empty text.
+            anew: Replace also those that are there.
 
         Raises:
             OSError: If the kernel has no memory to give.
         """
+        missing = [port for port in (SPARE, *ports) if anew or port not in self._fds]
         fresh: dict[int, int] = {}
         try:
-            for port in (SPARE, *self._ports):
+            for port in missing:
                 flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
                 fresh[port] = os.memfd_create(f"certificate-{port}", flags)
         except OSError:
             _close_all(fresh)
             raise
-        fds = tuple(fresh.values())
 
         def finish(answer: Any) -> None:  # noqa: ANN401 - an answer from another process
             problem = answer if isinstance(answer, str) else "no certificate was made in time"
             if problem:
                 _close_all(fresh)
             else:
-                _close_all(self._fds)
-                self._fds = fresh
+                self._take(fresh, {SPARE, *ports})
             done(problem)
 
-        self._helpers.run(lambda: _fill(fds, self._files), finish, keep=fds)
+        if fresh:
+            fds = tuple(fresh.values())
+            self._helpers.run(lambda: _fill(dict(fresh), files), finish, keep=fds)
+        else:
+            finish("")
+
+    def _take(self, fresh: dict[int, int], wanted: set[int]) -> None:
+        old = self._fds
+        self._fds = {port: fd for port, fd in {**old, **fresh}.items() if port in wanted}
+        used = set(self._fds.values())
+        _close_all({port: fd for port, fd in old.items() if fd not in used})
 
     def close(self) -> None:
         """Let go of all of them."""
@@ -97,10 +115,10 @@ def _close_all(fds: dict[int, int]) -> None:
 # What follows runs in the child.
 
 
-def _fill(fds: Sequence[int], files: CertificateFiles | None) -> str:
+def _fill(fds: dict[int, int], files: CertificateFiles | None) -> str:
     """Write a certificate with its key to each descriptor; return what is wrong.
 
-    The first is the spare one's, and made in any case.
+    The spare one is made in any case.
     """
     text = b""
     if files is not None:
@@ -108,11 +126,12 @@ def _fill(fds: Sequence[int], files: CertificateFiles | None) -> str:
             text = _read(files[0], "cert") + b"\n" + _read(files[1], "key")
         except ValueError as error:
             return str(error)
-    for fd in fds:
+    for port, fd in fds.items():
         with open(fd, "wb", closefd=False) as file:
-            file.write(text if text and fd != fds[0] else _make())
+            file.write(text if text and port != SPARE else _make())
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-    return "" if files is None else _problem(fds[-1], files)
+    configured = [fd for port, fd in fds.items() if text and port != SPARE]
+    return _problem(configured[0], files) if files is not None and configured else ""
 
 
 def _read(path: Path, key: str) -> bytes:

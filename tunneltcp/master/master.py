@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-from typing import TYPE_CHECKING, Any, Final, TypeGuard
+from typing import TYPE_CHECKING, Any, Final
 
 from loguru import logger
 
@@ -26,7 +26,6 @@ from tunneltcp.control.context import Role, WorkerContext
 from tunneltcp.errors import ConfigError, ExitCode
 from tunneltcp.log import Throttle, echo_from, setup_log
 from tunneltcp.master.certificates import SPARE, Certificates
-from tunneltcp.master.changes import compare
 from tunneltcp.master.children import Children
 from tunneltcp.master.control_socket import ControlSocket
 from tunneltcp.master.folders import CONTROL_SOCKET, InstanceLock, make_folders
@@ -38,14 +37,15 @@ from tunneltcp.master.own_process import (
     raise_descriptor_limit,
 )
 from tunneltcp.master.process import START_SECONDS, Input, ProcessState
+from tunneltcp.master.reload import Reload, secured_ports
 from tunneltcp.master.report import stamp
-from tunneltcp.master.requests import answer_request, ranges
+from tunneltcp.master.requests import answer_request
 from tunneltcp.master.resources import computed_budget
 from tunneltcp.master.signals import SignalQueue
 from tunneltcp.master.spawn import freeze
 from tunneltcp.master.status import master_status
 from tunneltcp.master.stopped import StoppedPorts
-from tunneltcp.master.tunnel import Surroundings, Tunnel, WorkerFds
+from tunneltcp.master.tunnel import Surroundings
 from tunneltcp.master.tunnel_set import TunnelSet
 from tunneltcp.net.loop import Loop
 
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 
     from tunneltcp.config.model import Config, TunnelConfig
     from tunneltcp.master.folders import Folders
+    from tunneltcp.master.tunnel import Tunnel, WorkerFds
 
 __all__ = ["Master"]
 
@@ -62,7 +63,7 @@ _MAX_SLEEP_SECONDS: Final = 1.0
 """The master has nothing to do between events; one turn a second keeps it honest."""
 
 _STARTS_PER_TURN: Final = 4
-"""Workers forked in one turn at the start."""
+"""Workers forked in one turn, of those that a config brings."""
 
 _ANNOUNCE_SECONDS: Final = 3.0
 """The ready line waits for all workers, but not for one that is stuck."""
@@ -102,7 +103,6 @@ class Master:
         self._warm_up = warm_up
         self._announce: Callable[[Master], None] | None = announce
         self._log_to_stderr = log_to_stderr
-        self._load_again = load_again
         self._budget = config.budget_bytes or computed_budget(len(config.tunnels))
         self._run_id = secrets.token_hex(16)
         self._host_id = ""
@@ -110,13 +110,11 @@ class Master:
         self._loop = Loop(max_sleep_seconds=_MAX_SLEEP_SECONDS)
         self._children = Children(self._loop)
         self._helpers = Helpers(self._loop, self._children)
-        ports = [tunnel.remote_port for tunnel in config.tunnels]
-        own = ports if role is Role.SERVER else []
-        self._certificates = Certificates(self._helpers, own, config.certificate)
+        self._certificates = Certificates(self._helpers)
+        self._reload = Reload(self, self._certificates, load_again)
         self._throttle = Throttle(max_kinds=16)
         self._maps: list[memoryview] = []
         self._stopping = False
-        self._unstarted: list[Tunnel] = []
         self._done = False
         self._exit_code = ExitCode.DONE
 
@@ -205,7 +203,7 @@ class Master:
         if self._stopping:  # asked to while it waited for certificates
             self._announce = None
             return
-        self._unstarted = list(reversed(self.tunnels))
+        self.tunnel_set.unstarted = self.tunnels[::-1]
         self._start_some()
         self._loop.call_later(_ANNOUNCE_SECONDS, self._say_ready)
 
@@ -233,7 +231,12 @@ class Master:
     def _have_certificates(self) -> None:
         """Wait for them, a fraction of a second: no worker can begin without."""
         problems: list[str] = []
-        self._certificates.renew(problems.append)
+        self._certificates.prepare(
+            secured_ports(self.config, self.role),
+            self.config.certificate,
+            problems.append,
+            anew=True,
+        )
         while not problems and not self._stopping:
             self._loop.turn()
         if problems and problems[0]:
@@ -252,18 +255,19 @@ class Master:
 
     def _start_some(self) -> None:
         """Start a few workers, then listen again: 50 forks at once take half a second."""
-        for _ in range(min(_STARTS_PER_TURN, len(self._unstarted))):
-            self._unstarted.pop().feed(Input.START)
+        unstarted = self.tunnel_set.unstarted
+        for _ in range(min(_STARTS_PER_TURN, len(unstarted))):
+            self.tunnel_set.begin(unstarted.pop())
         self._loop.call_later(0.0, lambda: None)  # so that the next turn does not wait
 
     def _on_turn(self) -> None:
-        if self._unstarted:
+        if self.tunnel_set.unstarted:
             self._start_some()
             return
         starting = any(t.life.state is ProcessState.STARTING for t in self.tunnels)
         if self._announce is not None and not starting:
             self._say_ready()
-        self.tunnel_set.drop_removed()
+        self.tunnel_set.drop_removed(ending=self._stopping)
         if self._stopping and all(tunnel.is_gone for tunnel in self.tunnels):
             self._done = True
 
@@ -315,8 +319,7 @@ class Master:
                 tunnel.feed(Input.STOP_NOW)
             return
         self._stopping = True
-        self._unstarted.clear()
-        self.tunnel_set.forget_waiting()
+        self.tunnel_set.unstarted.clear()
         logger.info("{}: stopping, visitors have {:g} s", name, self.config.drain_seconds)
         self._helpers.close()
         limit = self.config.drain_seconds + _STOP_LIMIT_SECONDS + START_SECONDS
@@ -333,15 +336,6 @@ class Master:
 
     def _handle_hangup(self) -> None:
         self.reload(lambda _answer: None)
-
-    def _on_renewed(self, problem: str) -> None:
-        """The certificate was read again; links that are up keep the one they had."""
-        if problem:
-            logger.error("SIGHUP: the old certificate stays: {}", problem)
-            return
-        for tunnel in self.tunnels:
-            tunnel.give_certificate(self._certificates.fd(tunnel.config.remote_port))
-        logger.info("SIGHUP: certificate read again; the rest of the config was not")
 
     def _handle_child(self) -> None:
         strangers = self._children.reap()
@@ -367,44 +361,18 @@ class Master:
             tunnels=self.tunnels,
         )
 
-    def reload(self) -> dict[str, Any]:
-        """Read the config again and act on the difference; a broken one changes nothing."""
-        if self._stopping or self._load_again is None:
-            why = "it was started with ports, not with a file"
-            why = "it is stopping" if self._stopping else why
-            return self._refuse_reload([f"{why}: there is nothing to read again"])
-        try:
-            config = self._load_again()
-            changes = compare(self.config, config)
-            added = [Tunnel(tunnel, self.tunnel_set.around) for tunnel in changes.added]
-        except ConfigError as error:
-            return self._refuse_reload(list(error.problems))
-        except OSError as error:
-            return self._refuse_reload([f"out of resources: {error.strerror}"])
-        self._take_config(config)
-        self.tunnel_set.apply(changes, added)
-        answer = {
-            "added": [tunnel.remote_port for tunnel in changes.added],
-            "removed": list(changes.removed),
-            "changed": [tunnel.remote_port for tunnel in changes.changed],
-            "unchanged": len(changes.unchanged),
-        }
-        told = (f"{word} {ranges(ports)}" for word, ports in answer.items() if _some(ports))
-        logger.info("config read again: {}", "; ".join(told) or "no tunnel is concerned")
-        return answer
+    def reload(self, respond: Callable[[dict[str, Any]], None]) -> None:
+        """Read the config again and act on the difference; see :class:`Reload`."""
+        self._reload.begin(respond)
 
-    def _refuse_reload(self, problems: list[str]) -> dict[str, Any]:
-        for problem in problems:
-            logger.error("config not taken, all goes on as before: {}", problem)
-        return {"error": f"the config was not taken: {problems[0]}", "problems": problems}
-
-    def _take_config(self, config: Config) -> None:
+    def take_config(self, config: Config) -> None:
+        """Go on with other settings; the tunnels are told of theirs by :class:`Reload`."""
         old, self.config = self.config, config
         self._budget = config.budget_bytes or computed_budget(len(config.tunnels))
         self.tunnel_set.around.addresses = self._addresses()
         self.tunnel_set.around.drain_seconds = config.drain_seconds
         for tunnel in self.tunnels:
-            tunnel.life.drain_seconds = config.drain_seconds
+            tunnel.take_settings()
         if _log_settings(old) != _log_settings(config):
             self._set_up_log()
 
@@ -422,10 +390,6 @@ class Master:
         deadline = self._loop.now + _STOP_LIMIT_SECONDS
         while len(self._children) and self._loop.now < deadline:
             self._loop.turn()
-
-
-def _some(ports: object) -> TypeGuard[list[int]]:
-    return isinstance(ports, list) and bool(ports)
 
 
 def _log_settings(config: Config) -> tuple[int, int, str]:

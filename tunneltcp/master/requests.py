@@ -31,7 +31,7 @@ def answer_request(
         case {"op": "status"}:
             respond(master.status())
         case {"op": "reload"}:
-            respond(master.reload())
+            master.reload(respond)
         case {"op": "restart" | "start" | "stop"} if master.is_stopping:
             respond({"error": "the master is stopping"})
         case {"op": str(), "port": int(port)}:

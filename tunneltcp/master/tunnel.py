@@ -1,8 +1,7 @@
 """One tunnel in the master: its listeners, its memory, and the worker that serves it.
 
-What is to be done is decided in ``process.py``; this is the thin code that does it and
-reports back. Listeners and memory stay when a worker goes; its control channel is made
-anew for each one.
+What is to be done is decided in ``process.py``; this is the thin code that does it and reports
+back. Listeners and memory stay when a worker goes; each worker has a control channel of its own.
 """
 
 from __future__ import annotations
@@ -108,6 +107,8 @@ class Tunnel:
         """A person has stopped it: it stays so until a person starts it."""
         self.is_removed = False
         """The config does not name it any more: it goes when its visitors have gone."""
+        self.has_predecessor = False
+        """A removed tunnel still has the port: two workers of one port never run."""
         self._around = around
         self._report = Reporter(config.remote_port, around.loop, self._are_others_up)
         self._listeners = Listeners(config.remote_port, around.addresses)
@@ -130,6 +131,8 @@ class Tunnel:
 
     def feed(self, happened: Input) -> None:
         """Report what happened and do what follows from it."""
+        if happened is Input.START and self.has_predecessor:
+            return
         for action in self.life.handle(happened, self._around.loop.now):
             self._perform(action)
         self._arm()
@@ -153,6 +156,12 @@ class Tunnel:
         """Take no new visitors; the worker is told by DRAIN to do the same."""
         self._closing = True
         self._listeners.close()
+
+    def take_settings(self) -> None:
+        """Learn what a new config says for all tunnels; a port that is bound stays there."""
+        self.life.drain_seconds = self._around.drain_seconds
+        if not self._listeners.fds:
+            self._listeners.addresses = self._around.addresses
 
     def bind(self) -> bool:
         """Have the listeners open; return False, and know the reason, if that fails."""
@@ -233,7 +242,8 @@ class Tunnel:
         self._close_channel()
         if self._timer is not None:
             self._timer.cancel()
-        self._around.maps.remove(self.counters)
+        # Not ``remove``: pages of equal content are equal, and it would take another's.
+        self._around.maps[:] = [x for x in self._around.maps if x is not self.counters]
         memory = self.counters.obj
         self.counters.release()
         memory.close()  # type: ignore[attr-defined]

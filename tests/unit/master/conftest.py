@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import selectors
 import signal
@@ -28,6 +29,10 @@ from tunneltcp.master.master import Master
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+_HANGS_SECONDS = 8.0
+"""A master that is not ready by then says where it is."""
 
 
 def fake_worker(context: WorkerContext) -> int:
@@ -124,7 +129,14 @@ class MasterProcess:
         return wait_until(check, 10, f"{port} is {state}")
 
     def wait_ready(self) -> None:
-        wait_until(lambda: all(t["state"] == "running" for t in self._tunnels()), 10, "ready")
+        wait_until(
+            lambda: all(t["state"] == "running" for t in self._tunnels()), 10, self._where
+        )
+
+    def _where(self) -> str:
+        """Say where a master that does not answer was after a while."""
+        stacks = self.folders.run.parent / "stacks.txt"
+        return f"ready; it was at: {stacks.read_text() if stacks.exists() else 'nowhere'}"
 
     def wait_state(self, state: str, index: int = 0) -> Any:
         def check():
@@ -202,6 +214,8 @@ def _run_master(config, role, folders, prepare, load_again):
     code = 99
     try:
         os.closerange(3, 4096)  # what the test holds (a busy port) is not ours
+        stacks = (folders.run.parent / "stacks.txt").open("w")
+        faulthandler.dump_traceback_later(_HANGS_SECONDS, file=stacks)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         if prepare is not None:

@@ -28,11 +28,14 @@ class Bench:
         self.loop = Loop(max_sleep_seconds=0.05)
         self.children = Children(self.loop)
         self.helpers = Helpers(self.loop, self.children, seconds=5)
-        self.all = []
+        self.all: list[Certificates] = []
+        self.wanted: dict[Certificates, tuple] = {}
 
-    def renew(self, certificates):
+    def renew(self, certificates, ports=None, *, anew=True):
         said: list[str] = []
-        certificates.renew(said.append)
+        wanted, files = self.wanted[certificates]
+        wanted = wanted if ports is None else ports
+        certificates.prepare(wanted, files, said.append, anew=anew)
         for _ in range(400):
             if said:
                 break
@@ -41,7 +44,8 @@ class Bench:
         return said[0]
 
     def make(self, ports, files=None):
-        self.all.append(Certificates(self.helpers, ports, files))
+        self.all.append(Certificates(self.helpers))
+        self.wanted[self.all[-1]] = (ports, files)
         return self.all[-1]
 
     def close(self):
@@ -108,6 +112,24 @@ def test_a_new_start_makes_new_ones_and_closes_the_old(bench):
     first = text(certificates.fd(60_001))
     bench.renew(certificates)
     assert text(certificates.fd(60_001)) != first
+
+
+def test_ports_come_and_go_and_the_others_keep_theirs(bench):
+    certificates = bench.make([60_001, 60_002])
+    bench.renew(certificates)
+    kept, gone = text(certificates.fd(60_001)), certificates.fd(60_002)
+    assert bench.renew(certificates, [60_003, 60_001], anew=False) == ""
+    assert text(certificates.fd(60_001)) == kept
+    assert server_tls(os.dup(certificates.fd(60_003)))
+    assert certificates.fd(60_002) == -1
+    assert not text_or_nothing(gone).startswith(b"-----"), "its descriptor is closed"
+
+
+def text_or_nothing(fd):
+    try:
+        return text(fd)
+    except OSError:
+        return b""
 
 
 def test_the_master_learns_nothing_of_the_library(bench):
