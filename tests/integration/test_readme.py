@@ -135,7 +135,7 @@ class _Machine:
             env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"},
         )
         lines = self._undone(done.stdout, "")
-        return [line.removeprefix("tunneltcp: ") for line in lines if line.strip()]
+        return [line for line in lines if line.strip()]
 
     def stay(self, command: str, expected: list[str]) -> None:
         """Start a command on a terminal; wait until it has said all that is expected."""

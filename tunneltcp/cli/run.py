@@ -127,7 +127,7 @@ def run_master(
     try:
         if problem := _option_problem(role, instance, server, bind):
             raise ConfigError([problem])
-        load, file = _config_source(role, file, instance, server, bind, log_format)
+        load, source = _config_source(role, file, instance, server, bind, log_format)
         config = load()
         if role is Role.CLIENT and config.tls:
             prepare_tls(config.verify)
@@ -140,19 +140,27 @@ def run_master(
             worker_main=run_worker,
             warm_up=warm_up,
             port_keys=port_keys,
-            announce=lambda master: announce(master, file),
-            load_again=load if file else None,
+            announce=lambda master: announce(master, source),
+            load_again=load if source else None,
             log_to_stderr=True,
         )
         setproctitle(f"tunneltcp {role.value}: master ({instance})")
         code = master.run()
     except ConfigError as error:
-        _fail(ExitCode.USAGE, *error.problems)
+        _fail(ExitCode.USAGE, *error.problems, *_hints(role, file, error))
     except MasterRunning as error:
         _fail(ExitCode.TEMPORARY, str(error))
     except OSError as error:
         _fail(ExitCode.CRASH, str(error))
     sys.exit(code)
+
+
+def _hints(role: Role, file: Path | None, error: ConfigError) -> list[str]:
+    """Say what else to give to who gave no config and has none in the usual place."""
+    if file is not None or "cannot be read" not in error.problems[0]:
+        return []
+    ports = ", or ports such as 60001-60003" if role is Role.SERVER else ""
+    return [f"give the config as FILE{ports}"]
 
 
 def _config_of_ports(ports: str, bind: tuple[str, ...], log_format: LogFormat | None) -> Config:

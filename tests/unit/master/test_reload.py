@@ -211,8 +211,8 @@ def test_a_new_tunnel_has_the_new_settings_from_the_same_config(file):
     pid = master.wait_port(new, "running")["pid"]
     assert visit(new, "127.0.0.2") == pid
     assert refuses(new), "it is not open where the config says no longer"
-    master.ask("stop", port=new)  # its worker does not leave by itself
-    master.wait_port(new, "stopped")
+    master.kill()
+    assert master.wait_left() == 0, "its worker, which does not leave by itself, has no 60 s"
 
 
 @pytest.fixture
@@ -273,6 +273,28 @@ def test_a_master_that_stops_starts_nobody_who_waits(returning):
     master.kill()
     assert master.wait_left() == 0
     assert "ready" not in master.log().split("stopping, visitors")[1]
+
+
+def test_another_drain_counts_at_once_for_those_who_run(file):
+    one = free_port()
+    file.write((one, {"name": "keep-1"}), drain=60)
+    master = file.start()
+    old = visit(one)
+    file.write((one, {"name": "keep-1"}), drain=0.5)
+    master.ask("reload")
+    assert pids(master) == {one: old}
+    master.kill()
+    assert master.wait_left() == 0, "its worker, which does not leave by itself, has no 60 s"
+
+
+def test_another_log_format_counts_at_once_for_the_master(file):
+    one = free_port()
+    file.write((one, {}))
+    master = file.start()
+    file.write((one, {}), log_format="json")
+    master.ask("reload")
+    last = master.log().splitlines()[-1]
+    assert orjson.loads(last)["message"] == "config read again: no tunnel is concerned"
 
 
 class TestCompare:
