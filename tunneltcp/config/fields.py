@@ -160,6 +160,16 @@ class Fields:
             return Path(value)
         return None
 
+    def flag_or_path(self, key: str, default: bool | Path) -> bool | Path:
+        """Return true, false or the path of a file."""
+        value = self.values.get(key, default)
+        if isinstance(value, bool | Path):
+            return value
+        if isinstance(value, str):
+            return self.path(key) or default
+        self.problem(key, f"must be true, false or a path, not {kind(value)}")
+        return default
+
     def host(self, key: str, default: str) -> str:
         """Return a host name or an address."""
         value = self.values.get(key, default)

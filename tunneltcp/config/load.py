@@ -186,20 +186,21 @@ def build_config(
             if one.field not in _SPECIAL
         },
     )
-    _check_tls(top)
+    _check_tls(top, role)
     if top.problems:
         raise ConfigError(top.problems)
     return config
 
 
-def _check_tls(top: fields.Fields) -> None:
+def _check_tls(top: fields.Fields, role: RoleName) -> None:
     """Report settings of TLS that are of no use alone."""
-    for name, other in (("cert", "key"), ("key", "cert")):
-        if name in top.values and other not in top.values:
-            top.problem(name, f"needs {other} beside it")
-    for name in ("cert", "verify"):
-        if top.values.get("tls") is False and top.values.get(name):
-            top.problem(name, "is of no use while tls is false")
+    given = {name for name in ("cert", "key", "verify") if top.values.get(name)}
+    if role == "server" and len(given & {"cert", "key"}) == 1:
+        name, other = ("cert", "key") if "cert" in given else ("key", "cert")
+        top.problem(name, f"needs {other} beside it")
+    useless = "cert" if role == "server" else "verify"
+    if top.values.get("tls") is False and useless in given:
+        top.problem(useless, "is of no use while tls is false")
 
 
 def _check_keys(entry: fields.Fields, keys: Sequence[Key], role: RoleName) -> None:
@@ -233,8 +234,7 @@ def _value(entry: fields.Fields, one: Setting, role: RoleName, default: Any) -> 
         case "path":
             value = entry.path(key.name)
         case "flag or path":
-            is_path = isinstance(entry.values.get(key.name), str)
-            value = entry.path(key.name) if is_path else entry.flag(key.name, default=default)
+            value = entry.flag_or_path(key.name, default)
         case "choice":
             value = entry.choice(key.name, default, key.choices)
         case "host":

@@ -1,7 +1,7 @@
 """One tunnel in the master: its listeners, its memory, and the worker that serves it.
 
 What is to be done is decided in ``process.py``; this is the thin code that does it and reports
-back. Listeners and memory stay when a worker goes; each worker has a control channel of its own.
+back. Listeners and memory stay when a worker goes; each worker has a channel of its own.
 """
 
 from __future__ import annotations

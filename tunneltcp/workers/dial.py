@@ -41,6 +41,10 @@ __all__ = ["Attempt", "AttemptOwner"]
 TLS_FIRST_BYTE: Final = 20
 """TLS begins with 20 to 23 (RFC 8446 §5.1), a message in clear with the upper half of its
 length, which is at most 16."""
+_TLS_LAST_BYTE: Final = 0x17
+"""The last of the record types that may come first, or at all (RFC 8446 §5.1)."""
+_SPOKEN_BYTES: Final = 64
+"""As much as is looked at to tell what a stranger speaks."""
 
 
 class AttemptOwner(Protocol):
@@ -127,9 +131,9 @@ class Attempt:
         self._loop.modify(self._sock.fileno(), READ, callback)
 
     def _on_first(self, connection: TlsConnection) -> None:
-        """The server's first byte: is it TLS, or does it say in clear that it refuses us?"""
+        """The server's first bytes: TLS, a refusal of ours in clear, or something foreign?"""
         try:
-            first = self._sock.recv(1, socket.MSG_PEEK)
+            first = self._sock.recv(_SPOKEN_BYTES, socket.MSG_PEEK)
         except BlockingIOError:
             return
         except OSError:
@@ -137,6 +141,9 @@ class Attempt:
         if first and first[0] < TLS_FIRST_BYTE:
             self._wait(self._on_message)
             self._on_message(READ)
+            return
+        if first and first[0] > _TLS_LAST_BYTE:
+            self._fail(Trouble.FOREIGN, spoken(first))
             return
         self.transport = connection
         self._wait(lambda _events: self._on_tls(connection))

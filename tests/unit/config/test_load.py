@@ -322,7 +322,7 @@ class TestTls:
     @pytest.mark.parametrize(
         ("role", "more", "expected"),
         [
-            ("server", '"tls": 1', "tls: must be true or false, not a number"),
+            ("server", '"tls": 1', "tls: 1 is neither true nor false"),
             ("server", '"cert": "/a"', "cert: needs key beside it"),
             ("server", '"key": "/a"', "key: needs cert beside it"),
             ("server", '"cert": 5, "key": "/a"', "cert: must be a path, not a number"),
