@@ -268,13 +268,6 @@ def test_no_word_of_a_person_brings_two_workers_of_one_port(start_master, tmp_pa
     master.wait_port(one, "running")
 
 
-def test_a_master_that_stops_starts_nobody_who_waits(returning):
-    master, _port = returning
-    master.kill()
-    assert master.wait_left() == 0
-    assert "ready" not in master.log().split("stopping, visitors")[1]
-
-
 def test_another_drain_counts_at_once_for_those_who_run(file):
     one = free_port()
     file.write((one, {"name": "keep-1"}), drain=60)

@@ -77,3 +77,18 @@ def test_a_reload_forks_nobody_in_its_own_turn(tunnels):
     tunnels.apply(changes, added)
     assert tunnels.unstarted == added
     assert not can_bind(new.remote_port), "visitors who come wait for the worker"
+
+
+@pytest.mark.parametrize("ending", [True, False])
+def test_who_waits_for_a_port_begins_unless_everything_ends(tunnels, ending):
+    (one,) = tunnels._tunnels
+    old = Config(tunnels=(one.config,))
+    tunnels.apply(compare(old, replace(old, tunnels=())), [])
+    again = tunnels.make_new((one.config,))
+    tunnels.apply(compare(replace(old, tunnels=()), old), again)
+    if ending:
+        tunnels.drop_removed(ending=True)
+        assert again[0].life.state is ProcessState.STOPPED
+    else:
+        with pytest.raises(AssertionError, match="a worker was wanted"):
+            tunnels.drop_removed(ending=False)
