@@ -87,7 +87,7 @@ def test_what_moved_is_counted(tunnels: Tunnels, load: Load) -> None:
 
 
 class AtRest:
-    """Whether a tunnel has counted nothing more for 1.5 s; it tells each 0.5 s at the latest."""
+    """Whether a tunnel has counted nothing more for 1.5 s; it tells twice a second."""
 
     def __init__(self, master: Master, port: int) -> None:
         self._master, self._port = master, port
