@@ -64,6 +64,9 @@ class Sender:
         """Streams that have something to send, in their turn."""
         self.retired: list[Ring] = []
         """Rings that buffers handed out may still point to."""
+        self.is_unwritten = False
+        """Whether something that was handed out may not be written yet; the driver takes this
+        back once all of it is. A peer that lies may acknowledge just that."""
         self._credits: list[Stream] = []
         self._answers: list[bytes] = []
         self._pong: int | None = None
@@ -105,7 +108,7 @@ class Sender:
 
     def retire(self, ring: Ring) -> None:
         """Give a ring back as soon as nothing that was handed out can point into it."""
-        if self.is_attached:
+        if self.is_unwritten:
             self.retired.append(ring)
         else:
             self._arena.give(ring)
@@ -131,6 +134,7 @@ class Sender:
         self._credits.clear()
         self._answers.clear()
         self._pong = None
+        self.is_unwritten = False
         self._free_retired()
 
     def _free_retired(self) -> None:
@@ -146,6 +150,7 @@ class Sender:
         """
         if self.retired:
             self._free_retired()
+        self.is_unwritten = True
         out: list[bytes | memoryview] = []
         append = out.append
         if self._answers:

@@ -383,13 +383,9 @@ class Stream:
             self.session.feed_starved()
 
     def release_ring(self) -> None:
-        """All that was read is delivered, says the peer: let go of the ring.
-
-        It is retired and not given back at once: a peer that lies may mean bytes which were
-        handed out and are not written yet.
-        """
+        """All that was read is delivered, says the peer: let go of the ring."""
         if self.ring is not None:
-            self.session.sender.retired.append(self._drop_ring(self.ring))
+            self.session.sender.retire(self._drop_ring(self.ring))
 
     def _drop_ring(self, ring: Ring) -> Ring:
         self.words[self.record + RING_WORD] = 0

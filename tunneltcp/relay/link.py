@@ -195,6 +195,7 @@ class Link:
                 self._pending = pending
                 break
             self._pending = _NOTHING
+            session.sender.is_unwritten = False
             if not session.sender.has_output:
                 break
         wanted = bool(self._pending) or session.sender.has_output
