@@ -148,6 +148,8 @@ def _values(key: Key) -> str:
         "host": "a host name or an address",
         "name": "1 to 64 printable characters",
         "flag": "`true` or `false`",
+        "path": "a whole path, beginning with `/`",
+        "flag or path": "`true`, `false` or a whole path",
         "choice": " or ".join(f'`"{choice}"`' for choice in key.choices),
         "addresses": "an address or a list of such",
         "ports": "ports and ranges",

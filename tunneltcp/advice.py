@@ -40,9 +40,13 @@ class Trouble(Enum):
     DENIED = "denied"
     VERSION = "version"
     TLS = "tls"
+    TLS_FAILED = "tls failed"
+    """TLS was begun and came to nothing."""
     DRAINING = "draining"
     PROBED = "probed"
     """The server has the same token; nothing more was asked for."""
+    STALE = "stale"
+    """A later attempt of ours came before this one."""
     UNKNOWN = "unknown"
     """The server's reason is one of a later version."""
     OTHER = "other"
@@ -119,6 +123,11 @@ _LINK = {
         "of the server at {where} and this client only one wants TLS: set it alike on "
         "both sides"
     ),
+    Trouble.TLS_FAILED: (
+        "TLS with {where} fails ({detail}): something on the way meddles with it, another "
+        'program has the port, or "verify" asks for a certificate that the server does not have'
+    ),
+    Trouble.STALE: "{where} has heard a later attempt of ours: dialling again",
     Trouble.DRAINING: (
         "the server at {where} is stopping: nothing to do here, it is dialled until it is back"
     ),

@@ -78,7 +78,7 @@ def test_what_moved_is_counted(tunnels: Tunnels, load: Load) -> None:
     """Bytes in: from visitors; bytes out: to visitors; on both sides the same."""
     port = tunnels.public["ipv6"]
     masters = (tunnels.pair.server, tunnels.pair.client)
-    before = [wait_until(AtRest(master, port), 5) for master in masters]
+    before = [wait_until(AtRest(master, port), 10) for master in masters]
     load.transfer("counted", port, count=4, up=300_000, down=500_000)
     stats = load.finish("counted")
 
@@ -87,7 +87,7 @@ def test_what_moved_is_counted(tunnels: Tunnels, load: Load) -> None:
 
 
 class AtRest:
-    """Whether a tunnel has counted nothing more for half a second; it tells each 0.1 s."""
+    """Whether a tunnel has counted nothing more for 1.5 s; it tells twice a second."""
 
     def __init__(self, master: Master, port: int) -> None:
         self._master, self._port = master, port
@@ -99,7 +99,7 @@ class AtRest:
         what = ("visitors", "visitors_total", "bytes_in", "bytes_out")
         if any(now[key] != self._last.get(key) for key in what):
             self._last, self._since = now, time.monotonic()
-        return now if time.monotonic() - self._since > 0.5 else {}
+        return now if time.monotonic() - self._since > 1.5 else {}
 
 
 def moved(master: Master, port: int, before: Json, stats: GroupStats) -> bool:

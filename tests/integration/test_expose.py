@@ -139,7 +139,11 @@ def ports() -> list[int]:
 
 @pytest.fixture(scope="module")
 def server(ports: list[int], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Master]:
-    config = {"tunnels": [{"remote_port": port} for port in ports], "hold": 3}
+    config = {
+        "tunnels": [{"remote_port": port} for port in ports],
+        "hold": 3,
+        "resume_grace": 0,
+    }
     with Master("server", config, tmp_path_factory.mktemp("server")) as running:
         # The tests break links and cut visitors on purpose.
         running.allowed.append("link lost|lost:")

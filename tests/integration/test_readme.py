@@ -142,7 +142,7 @@ class _Machine:
             env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"},
         )
         lines = self._undone(done.stdout, "")
-        return [line.removeprefix("tunneltcp: ") for line in lines if line.strip()]
+        return [line for line in lines if line.strip()]
 
     def token(self) -> tuple[str, list[str]]:
         """Run ``tunneltcp token``, as by ssh; return what it prints and what it says."""

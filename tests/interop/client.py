@@ -5,7 +5,7 @@ disagree, one of them or the document is wrong. It is as simple as the document 
 thread, one link at a time, nothing kept for resuming. Section numbers (§) are the document's.
 
     python tests/interop/client.py --server 127.0.0.1 --port 60001 --target 127.0.0.1:8000
-    python tests/interop/client.py --server 127.0.0.1 --port 60001 --echo
+    python tests/interop/client.py --server 127.0.0.1 --port 60001 --echo --plain
 
 It says on standard output what becomes of its links, one line each: ``up SESSION``,
 ``refused CODE proven`` (``hint``: without a MAC), ``down REASON``.
@@ -23,6 +23,7 @@ import os
 import secrets
 import select
 import socket
+import ssl
 import struct
 import sys
 import time
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 MAGIC = bytes.fromhex("89545443500d0a1a")
 NO_BINDING = bytes(32)
 MAC_BYTES = 32
+TLS_FLAG, ALPN = 1, "tunneltcp/1"  # §3, §4
 HANDSHAKE_BYTES, HANDSHAKE_SECONDS = 4096, 5.0
 WINDOW_BYTES = 32_768
 """Default for each stream towards the target, before the first CREDIT and after."""
@@ -106,11 +108,12 @@ class Handshake:
 
     def __init__(self, sock: socket.socket, key: bytes, first: bytes) -> None:
         self.sock, self.key, self.said = sock, key, first
+        self.binding = NO_BINDING
         self.deadline = time.monotonic() + HANDSHAKE_SECONDS
         self.left = HANDSHAKE_BYTES
 
     def mac(self, side: bytes, message: bytes) -> bytes:
-        return _hmac(self.key, b"tunneltcp/1 " + side + NO_BINDING + self.said + message)
+        return _hmac(self.key, b"tunneltcp/1 " + side + self.binding + self.said + message)
 
     def message(self, fields: dict[str, object], *, signed: bool = False) -> bytes:
         """The bytes of our next message; from here on it was said."""
@@ -152,18 +155,41 @@ class Handshake:
         return data
 
 
+def secure(shake: Handshake) -> ssl.SSLSocket:
+    """Begin with TLS, behind the preface (§4); whose certificate it is, PROOF will show."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols([ALPN])
+    tls = context.wrap_socket(shake.sock, do_handshake_on_connect=False)
+    shake.sock = tls
+    try:
+        tls.do_handshake()
+    except ssl.SSLError as error:  # a REFUSED in clear would be only a hint
+        tls.close()
+        raise LinkError(f"no TLS: {error.reason}") from None
+    if tls.selected_alpn_protocol() != ALPN:
+        raise LinkError("the server's TLS is not for tunneltcp")
+    certificate = tls.getpeercert(binary_form=True)
+    assert certificate, "a server has one"
+    shake.binding = hashlib.sha256(certificate).digest()
+    return tls
+
+
 def shake_hands(
     sock: socket.socket,
     port: int,
     me: Identity,
     *,
+    tls: bool = True,
     key: bytes = b"",
     first: bytes = b"",
     **hello: object,
-) -> dict[str, Any]:
-    """Make a new connection a link; return WELCOME.
+) -> tuple[socket.socket, dict[str, Any]]:
+    """Make a new connection a link; return what it goes on with, and WELCOME.
 
     Args:
+        tls: Whether to speak TLS.
         key: The port key, if it is to be another than that of the empty token.
         first: The preface, if it is to be another than the right one.
         hello: Fields of HELLO that are to be other than usual.
@@ -174,17 +200,31 @@ def shake_hands(
         OSError: The connection failed, or all this took too long.
     """
     key = key or port_key(port)
-    shake = Handshake(sock, key, first or preface(key, port, secrets.token_bytes(16)))
+    first = first or preface(key, port, secrets.token_bytes(16), flags=TLS_FLAG * tls)
+    shake = Handshake(sock, key, first)
+    sock.sendall(first)
+    if tls:
+        sock = secure(shake)
+    try:
+        return sock, _greet(shake, port, me, hello)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _greet(
+    shake: Handshake, port: int, me: Identity, hello: dict[str, object]
+) -> dict[str, Any]:
     me.attempt += 1
     usual: dict[str, object] = {"type": "hello", "versions": [1], "agent": "interop 1"}
     usual |= {"host": me.host, "run": me.run, "attempt": me.attempt, "port": port}
-    usual |= {"nonce": secrets.token_hex(32), "key_id": key_id(key).hex()}
+    usual |= {"nonce": secrets.token_hex(32), "key_id": key_id(shake.key).hex()}
     usual |= {"window": WINDOW_BYTES, "session": None}
-    sock.sendall(shake.said + shake.message(usual | hello))
+    shake.sock.sendall(shake.message(usual | hello))
     challenge, _ = shake.receive()
     if challenge.get("type") != "challenge" or challenge.get("version") != 1:
         raise LinkError(f"{challenge} instead of CHALLENGE")
-    sock.sendall(shake.message({"type": "proof"}, signed=True))
+    shake.sock.sendall(shake.message({"type": "proof"}, signed=True))
     welcome, proven = shake.receive()
     if welcome.get("type") != "welcome" or not proven:
         raise LinkError("no WELCOME with the server's MAC")
@@ -425,12 +465,15 @@ class Link:
         self.send(GOAWAY, 0, self.highest, struct.pack(">H", code))
 
     def write(self) -> None:
-        with suppress(BlockingIOError):
+        with suppress(BlockingIOError, ssl.SSLWantWriteError):
             while self.output:
                 del self.output[: self.sock.send(self.output[:OUTPUT_BYTES])]
 
     def read(self) -> None:
-        data = self.sock.recv(OUTPUT_BYTES)
+        try:
+            data = self.sock.recv(OUTPUT_BYTES)  # of TLS a whole record: none is hidden
+        except ssl.SSLWantReadError:
+            return
         if not data:
             raise LinkError("the server closed the link")
         self.heard, self.asked = time.monotonic(), None
@@ -560,18 +603,24 @@ def say(text: str) -> None:
 
 
 def dial(
-    server: tuple[str, int], window: int, connect: Connect, control: int, me: Identity
+    server: tuple[str, int],
+    window: int,
+    connect: Connect,
+    control: int,
+    me: Identity,
+    *,
+    tls: bool,
 ) -> None:
     """Dial again and again; return after a drain."""
     refusals = failures = 0
     while True:
         try:
-            with socket.create_connection(server, HANDSHAKE_SECONDS) as sock:
-                welcome = shake_hands(sock, server[1], me, window=window)
+            with closing(socket.create_connection(server, HANDSHAKE_SECONDS)) as plain:
+                sock, welcome = shake_hands(plain, server[1], me, tls=tls, window=window)
                 say(f"up {welcome['session']}")
                 refusals = failures = 0
                 payload = welcome["limits"]["payload"]
-                with closing(Link(sock, payload, window, connect)) as link:
+                with sock, closing(Link(sock, payload, window, connect)) as link:
                     link.run(control)
                 say("down drained")
                 return
@@ -592,6 +641,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--target", metavar="HOST:PORT", help="the app visitors are led to")
     parser.add_argument("--echo", action="store_true", help="be that app (without --target)")
+    parser.add_argument("--plain", action="store_true", help="without TLS")
     parser.add_argument("--window", type=int, default=WINDOW_BYTES, help="bytes")
     parser.add_argument("--identity", default="", metavar="HOST:RUN", help="of 32 digits each")
     parser.add_argument(
@@ -605,6 +655,7 @@ def main() -> None:
         (lambda: Tcp(host.strip("[]"), int(port))) if given.target else Echo,
         0 if given.control else os.pipe()[0],
         Identity(*given.identity.split(":")) if given.identity else Identity(),
+        tls=not given.plain,
     )
 
 

@@ -11,6 +11,7 @@ import itertools
 import re
 import signal
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -60,6 +61,8 @@ class Program:
     def __init__(self, port: int, folder: Path, *words: str) -> None:
         self.output = folder / f"client-{port}-{next(_numbers)}.txt"
         command = [sys.executable, "-I", "-S", client.__file__, "--control"]
+        if "--identity" not in words:  # one machine: it need not wait for who was here before
+            words = (*words, "--identity", f"{ME.host}:{client.Identity().run}")
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
                 [*command, "--server", "127.0.0.1", "--port", str(port), *words],
@@ -300,6 +303,29 @@ def test_after_goaway_running_streams_finish_and_new_visitors_wait(tunnels: Tunn
                 assert receive_exactly(waiting, 5) == b"hello"
 
 
+def test_all_that_works_without_tls_too(tmp_path: Path, load: Load) -> None:
+    port = free_port()
+    config = {"tls": False, "tunnels": [{"remote_port": port}]}
+    with (
+        Master("server", config, tmp_path / "server"),
+        Program(port, tmp_path, "--echo", "--plain"),
+    ):
+        echo_of_pattern(port, 1, 3_000_000)
+        load.probe("small", port, count=20, size=10, rounds=10)
+        assert load.finish("small", 20).outcomes == {"ok": 20}
+
+
+def test_who_speaks_tls_to_a_plain_server_is_refused(tmp_path: Path) -> None:
+    """And the other way round: see the prefaces below."""
+    port = free_port()
+    config = {"tls": False, "tunnels": [{"remote_port": port}]}
+    with Master("server", config, tmp_path / "server"), connect(port) as sock:
+        first = client.preface(client.port_key(port), port, bytes(16), flags=client.TLS_FLAG)
+        with pytest.raises(client.RefusedError) as caught:
+            client.shake_hands(sock, port, client.Identity(), first=first, tls=False)
+        assert (caught.value.code, caught.value.proven) == ("tls", False)
+
+
 # A link that is driven by hand.
 
 
@@ -318,7 +344,7 @@ class RawLink:
         self.buffer = bytearray()
         self.sock = connect(port)
         try:
-            self.welcome = client.shake_hands(self.sock, port, me, **hello)  # type: ignore[arg-type]
+            self.sock, self.welcome = client.shake_hands(self.sock, port, me, **hello)  # type: ignore[arg-type]
         except BaseException:
             self.sock.close()
             raise
@@ -350,7 +376,7 @@ class RawLink:
                     return None
                 self.buffer += data
             elif found[0] == PING:
-                with suppress(ConnectionError):
+                with suppress(ConnectionError, ssl.SSLError):
                     self.send(PONG, 0, found[2])
             else:
                 return Frame(*found)
@@ -449,7 +475,7 @@ def test_the_client_believes_no_welcome_without_the_mac(mac: bytes) -> None:
         false_server(CHALLENGE, welcome + mac) as sock,
         pytest.raises(client.LinkError, match="MAC"),
     ):
-        client.shake_hands(sock, 60001, client.Identity())
+        client.shake_hands(sock, 60001, client.Identity(), tls=False)
 
 
 @pytest.mark.parametrize("before", [(), (CHALLENGE,)], ids=["at-once", "after-proof"])
@@ -462,7 +488,7 @@ def test_the_client_takes_a_refusal_without_the_mac_as_a_hint(
         false_server(*before, refused + mac) as sock,
         pytest.raises(client.RefusedError) as caught,
     ):
-        client.shake_hands(sock, 60001, client.Identity())
+        client.shake_hands(sock, 60001, client.Identity(), tls=False)
     assert (caught.value.code, caught.value.proven) == ("in_use", False)
 
 
@@ -487,12 +513,12 @@ def test_a_wrong_preface_is_refused_without_a_mac(link: RawLink) -> None:
     port, nonce = link.port, bytes(16)
     right, wrong = client.port_key(port), client.port_key(port, "wrong")
     prefaces = {
-        "denied": client.preface(wrong, port, nonce),
-        "version": client.preface(right, port, nonce, version=2),
-        "tls": client.preface(right, port, nonce, flags=1),
+        "denied": client.preface(wrong, port, nonce, flags=client.TLS_FLAG),
+        "version": client.preface(right, port, nonce, version=2, flags=client.TLS_FLAG),
+        "tls": client.preface(right, port, nonce, flags=0),
     }
     for code, first in prefaces.items():
-        error = refusal(port, client.Identity(), first=first)
+        error = refusal(port, client.Identity(), first=first, tls=False)
         assert (error.code, error.proven) == (code, False)
     assert link.ask() == []
 
@@ -504,7 +530,7 @@ def test_a_wrong_proof_is_denied_without_a_mac(link: RawLink) -> None:
         client.port_key(link.port),
         client.port_key(link.port, "wrong"),
     )
-    first = client.preface(key, port, bytes(16))
+    first = client.preface(key, port, bytes(16), flags=client.TLS_FLAG)
     for changes in (
         {"first": first, "key": wrong},
         {"first": first, "key": wrong, "key_id": client.key_id(key).hex()},
@@ -561,8 +587,8 @@ def test_another_run_is_refused_though_the_owner_has_just_come(link: RawLink) ->
 
 
 def test_a_ghost_loses_the_port(link: RawLink) -> None:
-    """The owner is connected and says nothing."""
-    with RawLink(link.port, client.Identity()) as newcomer:
+    """The owner is connected and says nothing; its machine comes with a new run."""
+    with RawLink(link.port, client.Identity(link.me.host)) as newcomer:
         assert newcomer.ask() == []
         assert link.receive() is None
 
@@ -573,9 +599,10 @@ def test_a_link_that_was_silent_first_is_still_a_link(link: RawLink) -> None:
         opened = link.receive()
         assert opened is not None
         assert opened.kind == OPEN
-        client.shake_hands(late, link.port, link.me)
-        assert link.expect(RESET, opened.stream).payload == b"\0\1"
-        assert link.receive() is None
+        secured, _ = client.shake_hands(late, link.port, link.me)
+        with secured:
+            assert link.expect(RESET, opened.stream).payload == b"\0\1"
+            assert link.receive() is None
 
 
 def test_a_link_that_came_too_late_is_reset(link: RawLink) -> None:

@@ -238,4 +238,4 @@ def test_control_frames_overtake_data():
     pair.server.write()
 
     kinds = [f.type for f in split_frames(bytes(pair.server.out.flying))]
-    assert kinds[:3] == [FrameType.PONG, FrameType.PING, FrameType.DATA]
+    assert kinds[:3] == [FrameType.PING, FrameType.PONG, FrameType.DATA]

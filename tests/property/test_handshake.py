@@ -36,7 +36,11 @@ HELLO = Hello(
 
 
 def new_client(key=KEY, nonce=bytes(range(48)), hello=HELLO, certificate=bytes(32)):
-    return ClientHandshake(hello, key, nonce, certificate_hash=certificate)
+    client = ClientHandshake(hello, key, nonce, tls=True)
+    first = client.data_to_send()
+    client.greet(certificate)
+    client._out = first + client._out
+    return client
 
 
 def new_server(preface, keys=(KEY,), nonce=bytes(range(100, 132)), certificate=bytes(32)):

@@ -66,6 +66,9 @@ class Recorder:
     def resume_reading(self):
         self.note("resume")
 
+    def drop_waiting(self):
+        del self.came[self.taken :]
+
     def abort(self, code):
         self.note(f"abort {code}")
 

@@ -130,12 +130,12 @@ class TwoEnds(RuleBasedStateMachine):
     @precondition(lambda self: self.ends())
     @rule(size=CUTS)
     def server_receives(self, size):
-        self.pair.server.receive(self.pair.client.out, size)
+        self.pair.server.receive(size=size)
 
     @precondition(lambda self: self.ends())
     @rule(size=CUTS)
     def client_receives(self, size):
-        self.pair.client.receive(self.pair.server.out, size)
+        self.pair.client.receive(size=size)
 
     @precondition(lambda self: self.ends())
     @rule(turns=st.integers(1, 4))
@@ -157,8 +157,37 @@ class TwoEnds(RuleBasedStateMachine):
 
     @precondition(lambda self: self.ends())
     @rule()
-    def link_is_lost(self):
-        self.pair.relink()
+    def link_is_cut(self):
+        self.pair.cut()
+
+    @precondition(lambda self: self.ends())
+    @rule(side=st.integers(0, 1))
+    def one_side_loses_the_link(self, side):
+        self.pair.sides[side].detach()
+        if side == 0:
+            self.pair.offered = None
+
+    @precondition(lambda self: self.ends())
+    @rule(resumes=st.sampled_from([True, True, True, False]))
+    def server_takes_a_link(self, resumes):
+        """An older one may still be up, even one that the client never got."""
+        self.pair.offer(resumes=resumes)
+
+    @precondition(lambda self: hasattr(self, "pair") and self.pair.offered)
+    @rule()
+    def client_takes_the_link(self):
+        self.pair.take_offer()
+
+    @precondition(lambda self: self.ends())
+    @rule()
+    def link_is_resumed(self):
+        self.pair.resume()
+
+    @precondition(lambda self: self.ends())
+    @rule(side=st.integers(0, 1))
+    def grace_is_over(self, side):
+        if not self.pair.sides[side].session.is_attached:
+            self.pair.abandon(self.pair.sides[side])
 
     @invariant()
     def holds(self):
@@ -171,6 +200,10 @@ class TwoEnds(RuleBasedStateMachine):
         pair = self.pair
         pair.make_willing()
         pair.settle()
+        for _ in range(2):  # once more would be too often: all is told
+            pair.resume()
+            pair.settle()
+            self.holds()
         pair.check_complete()
         for visit in pair.visits:  # one direction, for a start: half-close is no end
             visit.ends[visit.number % 2].end()

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import socket
 from typing import TYPE_CHECKING, NamedTuple
 
 from tests.support.fake_peer import FakePeer
+from tests.support.fake_tls import TlsPeer
 from tunneltcp.protocol.frames import CREDIT_FRAME, FrameType, encode_frame
-from tunneltcp.protocol.handshake import ClientHandshake, ServerHandshake, Stage
+from tunneltcp.protocol.handshake import (
+    NO_CERTIFICATE,
+    ClientHandshake,
+    ServerHandshake,
+    Stage,
+)
 from tunneltcp.protocol.messages import Hello, RefusedCode
 from tunneltcp.protocol.preface import PREFACE_BYTES, port_key
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable
+
+    from tests.support.certificates import Certificate
 
 __all__ = ["Frame", "RawClient", "RawLink", "RawServer", "take_frames"]
 
 HOST_ID = "aa" * 16
 RUN_ID = "bb" * 16
+
+_attempts = itertools.count(1)
 
 
 class Frame(NamedTuple):
@@ -48,8 +60,8 @@ def take_frames(buffer: bytearray) -> list[Frame]:
 class RawLink:
     """One connected socket that speaks frames."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self.peer = FakePeer(sock)
+    def __init__(self, end: socket.socket | FakePeer) -> None:
+        self.peer = end if isinstance(end, FakePeer) else FakePeer(end)
         self.frames: list[Frame] = []
         self.answers_pings = True
         self.answers_opens = True
@@ -114,12 +126,15 @@ class RawClient(RawLink):
         public_port: int | None = None,
         host_id: str = HOST_ID,
         run_id: str = RUN_ID,
-        tls: bool = False,
+        tls: ssl.SSLContext | None = None,
         proves: bool = True,
         dials: bool = True,
+        session: str | None = None,
+        attempt: int = 0,
+        greeting: bytes = b"",
     ) -> None:
         sock = socket.create_connection(("127.0.0.1", port))
-        super().__init__(sock)
+        super().__init__(sock if tls is None else TlsPeer(sock, tls))
         public_port = port if public_port is None else public_port
         hello = Hello(
             agent="raw/1",
@@ -127,16 +142,27 @@ class RawClient(RawLink):
             run_id=run_id,
             port=public_port,
             window=1 << 20,
-            session=None,
-            attempt=1,
+            session=session,
+            attempt=attempt or next(_attempts),
         )
         key = port_key(token, public_port)
-        self.handshake = ClientHandshake(hello, key, secrets.token_bytes(48), tls=tls)
+        self.handshake = ClientHandshake(
+            hello, key, secrets.token_bytes(48), tls=tls is not None
+        )
         self.first = self.handshake.data_to_send()
-        """Preface and HELLO; sent at once unless ``dials`` is false."""
+        """Preface, and HELLO if there is no TLS; sent at once unless ``dials`` is false."""
         self.proves = proves
+        self.greeting = greeting
+        """What it says first of all on its link: SYNC and STATE, if it resumes."""
+        self.greeted = tls is None
         if dials:
             self.peer.send(self.first)
+            self.secure()
+
+    def secure(self) -> None:
+        """Begin with TLS, if it is wanted."""
+        if isinstance(self.peer, TlsPeer):
+            self.peer.secure()
 
     @property
     def stage(self) -> Stage:
@@ -163,12 +189,17 @@ class RawClient(RawLink):
     def pump(self) -> None:
         """As above; until WELCOME, the handshake."""
         self.peer.pump()
+        if not self.greeted and isinstance(self.peer, TlsPeer) and self.peer.secured:
+            self.greeted = True
+            self.handshake.greet(self.peer.certificate_hash)
+            self.peer.send(self.handshake.data_to_send())
         if self.stage in (Stage.WAITING, Stage.CHALLENGED):
             data, self.peer.received = bytes(self.peer.received), bytearray()
             self.handshake.receive(data)
             if self.stage is Stage.CHALLENGED and self.proves:
                 self.prove()
             if self.is_up:
+                self.peer.send(self.greeting)
                 self.peer.received += self.handshake.rest
         if self.is_up:
             self._take()
@@ -178,7 +209,10 @@ class _ServerEnd(RawLink):
     """One client that dialled a :class:`RawServer`."""
 
     def __init__(self, sock: socket.socket, server: RawServer) -> None:
-        super().__init__(sock)
+        tls = server.tls
+        super().__init__(
+            sock if tls is None else TlsPeer(sock, tls.settings(), server_side=True)
+        )
         self._server = server
         self.handshake: ServerHandshake | None = None
 
@@ -205,6 +239,10 @@ class _ServerEnd(RawLink):
         ):
             first = bytes(self.peer.received[:PREFACE_BYTES])
             del self.peer.received[:PREFACE_BYTES]
+            binding = NO_CERTIFICATE
+            if server.tls is not None and isinstance(self.peer, TlsPeer):
+                self.peer.secure()
+                binding = server.tls.fingerprint
             self.handshake = ServerHandshake(
                 first,
                 agent="raw/1",
@@ -212,6 +250,7 @@ class _ServerEnd(RawLink):
                 keys=(port_key(server.token, server.public_port),),
                 nonce=bytes(32),
                 stand_in_key=bytes(32),
+                certificate_hash=binding,
             )
         handshake = self.handshake
         if handshake is not None and handshake.stage is Stage.WAITING:
@@ -223,10 +262,12 @@ class _ServerEnd(RawLink):
         if self.is_up:
             self._take()
 
-    def welcome(self) -> None:
+    def welcome(
+        self, session: str = "cc" * 16, epoch: int = 1, *, resumed: bool = False
+    ) -> None:
         """Take it as the link."""
         assert self.handshake is not None, "proven"
-        self.handshake.welcome("cc" * 16, 1)
+        self.handshake.welcome(session, epoch, resumed=resumed)
         self.peer.send(self.handshake.data_to_send())
         self.peer.received += self.handshake.rest
 
@@ -241,12 +282,15 @@ class _ServerEnd(RawLink):
 class RawServer:
     """A server that is nothing but an accept queue, handshakes, and then frames."""
 
-    def __init__(self, *, token: str = "", speaks: bool = True) -> None:
+    def __init__(
+        self, *, token: str = "", speaks: bool = True, tls: Certificate | None = None
+    ) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.listener.setblocking(False)
         self.port: int = self.listener.getsockname()[1]
         self.public_port = self.port
         self.token = token
+        self.tls = tls
         self.speaks = speaks
         """Whether it says anything at all."""
         self.ends: list[_ServerEnd] = []

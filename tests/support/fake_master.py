@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.support.certificates import common_certificate
 from tests.support.fake_clock import FakeClock
 from tests.support.fake_link import HOST_ID, RUN_ID, RawClient, RawServer
 from tests.support.fake_peer import FakeApp, FakePeer
@@ -27,7 +28,6 @@ from tunneltcp.control.context import MEMORY_BYTES, Role, WorkerContext
 from tunneltcp.control.counters import COUNTERS_BYTES, Counter, map_counters
 from tunneltcp.errors import ExitCode
 from tunneltcp.master.resources import make_memory, open_listeners
-from tunneltcp.protocol.errors import ResetCode
 from tunneltcp.protocol.preface import port_key
 from tunneltcp.workers.client import ClientWorker
 from tunneltcp.workers.server import ServerWorker
@@ -115,11 +115,6 @@ class WorkerBench:
 
     def close(self) -> None:
         """End the worker, as the end of its process would."""
-        if isinstance(self.worker, SteppedServer):
-            for held in self.worker._held:
-                held.sock.close()
-        for relay in list(self.worker._relays):
-            relay.abort(ResetCode.CANCELLED)
         self.worker.close()
         self.channel.close()
 
@@ -141,6 +136,8 @@ class World:
         fds = open_listeners(0, ["127.0.0.1"])
         with socket.socket(fileno=os.dup(fds[0])) as listener:
             port: int = listener.getsockname()[1]
+        if settings.get("tls") and "certificate_fd" not in settings:
+            settings["certificate_fd"] = common_certificate().fd()
         context = _context(Role.SERVER, port, listener_fds=fds)
         return self._bench(replace(context, **settings))
 
@@ -218,6 +215,9 @@ def _context(role: Role, port: int, **settings: Any) -> WorkerContext:  # noqa: 
         server_host="",
         link_port=0,
         keys=(port_key("", port),),
+        tls=False,
+        certificate_fd=-1,
+        verify=False,
         host_id="",
         run_id="",
         hold_seconds=10.0,

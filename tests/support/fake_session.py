@@ -80,6 +80,12 @@ class FakeEndpoint:
             self._fin = False
             stream.finish()
 
+    def drop_waiting(self) -> None:
+        """Forget what was not taken; it comes again."""
+        if self._waiting:
+            del self.received[-self._waiting :]
+            self._waiting = 0
+
     def abort(self, code: int) -> None:
         """Remember the code."""
         self.aborted = code
@@ -104,6 +110,7 @@ class FakeHandler:
         self.streams: list[Stream] = []
         self.pongs: list[int] = []
         self.goaways: list[int] = []
+        self.resumed: list[tuple[int, int]] = []
 
     def on_open(self, stream: Stream, addresses: bytes) -> Endpoint:
         """Make the endpoint."""
@@ -123,6 +130,10 @@ class FakeHandler:
     def on_goaway(self, code: int) -> None:
         """Remember it."""
         self.goaways.append(code)
+
+    def on_resumed(self, streams: int, again_bytes: int) -> None:
+        """Remember them."""
+        self.resumed.append((streams, again_bytes))
 
 
 class FakeWire:
@@ -144,14 +155,15 @@ class FakeWire:
 
     @staticmethod
     def _session(handler: FakeHandler, budget_bytes: int, *, opens: bool) -> Session:
-        return Session(
+        session = Session(
             handler,
             opens=opens,
             arena=Arena(memoryview(bytearray(budget_bytes)), budget_bytes),
             table=StreamTable(memoryview(bytearray(_RECORDS_BYTES))),
-            first_limit=FIRST_WINDOW_BYTES,
             max_streams=64,
         )
+        session.begin(FIRST_WINDOW_BYTES)
+        return session
 
     def open(self, endpoint: Endpoint, cookie: int = 7) -> Stream:
         """Open a stream from the server's side."""

@@ -30,6 +30,8 @@ __all__ = [
     "pong",
     "reset",
     "split_frames",
+    "state",
+    "sync",
 ]
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -104,6 +106,17 @@ def credit(stream_id: int, delivered: int, limit: int, flags: int = 0) -> bytes:
     """CREDIT."""
     payload = limit.to_bytes(8, "big") + bytes([flags])
     return frame(FrameType.CREDIT, stream_id, delivered, payload)
+
+
+def sync(last_id: int, count: int) -> bytes:
+    """SYNC."""
+    return frame(FrameType.SYNC, 0, last_id, count.to_bytes(4, "big"))
+
+
+def state(stream_id: int, delivered: int, limit: int, flags: int = 0) -> bytes:
+    """STATE."""
+    payload = limit.to_bytes(8, "big") + bytes([flags])
+    return frame(FrameType.STATE, stream_id, delivered, payload)
 
 
 def ping(value: int) -> bytes:

@@ -105,6 +105,11 @@ class End:
         )
 
     @property
+    def is_known(self) -> bool:
+        """Whether the client has answered its OPEN."""
+        return self.stream.is_known
+
+    @property
     def holds_ring(self) -> bool:
         """Whether its stream has a ring."""
         return self.stream.ring is not None
@@ -231,6 +236,12 @@ class End:
         assert not self.over, f"{self}: woken after the end"
         self.watching = True
 
+    def drop_waiting(self) -> None:
+        """The link is lost."""
+        assert not self.over, f"{self}: told after the end"
+        self.waiting.clear()
+        self.fin_waits = False
+
     def abort(self, code: int) -> None:
         """RESET."""
         assert not self.over, f"{self}: over twice"
@@ -272,7 +283,9 @@ class Visit:
             if end.over == "aborted" and not self.link_lost:
                 cause = far.code if far.started else ResetCode.OVER_LIMIT
                 assert not far.started or far.over == "reset", f"{end}: reset by nobody"
-                assert end.code == cause, f"{end}: reset for another reason"
+                # A resume tells that a stream was reset, not why.
+                codes = (cause, ResetCode.CANCELLED)
+                assert end.code in codes, f"{end}: reset for another reason"
             if end.over == "clean":
                 assert end.finished, f"{end}: a clean end without its own FIN"
                 assert end.fin_passed_on, f"{end}: a clean end without the peer's FIN"
@@ -321,12 +334,6 @@ class Wire:
             self.batch = []
         return len(part)
 
-    def lose(self) -> None:
-        """The link is lost, with all that was under way."""
-        self.batch = []
-        self.flying.clear()
-        self.kept = b""
-
 
 class Side:
     """One side: its session, its memory, and the wire that it writes to."""
@@ -347,9 +354,12 @@ class Side:
         self._opens = opens
         self._first_limit = first_limit
         self.out = Wire()
+        self.inbox = Wire()
         self.buffer = bytearray(1 << 20)
         self.pongs: list[int] = []
         self.goaways: list[int] = []
+        self.resumed: list[tuple[int, int]] = []
+        """What was told at the end of each resume: streams, bytes sent again."""
         self.accept: Callable[[Stream, bytes], Endpoint] | None = None
         self.session = self._new_session()
 
@@ -357,27 +367,33 @@ class Side:
         return f"<{self.name} streams={len(self.session.streams)} used={self.arena.used_bytes}>"
 
     def _new_session(self) -> Session:
-        return Session(
+        session = Session(
             self,
             opens=self._opens,
             arena=self.arena,
             table=self.table,
-            first_limit=self._first_limit,
             max_streams=self.max_streams,
         )
+        session.begin(self._first_limit)
+        return session
 
     def _discard(self, start: int, size: int) -> None:
         """As MADV_REMOVE does: the range reads as zeros."""
         self.arena_memory[start : start + size] = bytes(size)
         self.discarded.append((start, size))
 
-    def relink(self) -> list[Stream]:
-        """The link is lost, and another is there; the streams that may begin anew."""
-        self.out.lose()
-        unanswered = self.session.take_unanswered() if self._opens else []
-        self.session.abort_all(ResetCode.CANCELLED)
-        self.session = self._new_session()
-        return unanswered
+    def detach(self) -> None:
+        """The link is lost, with all that was under way."""
+        self.out, self.inbox = Wire(), Wire()
+        self.session.detach()
+
+    def attach(self, out: Wire, inbox: Wire, *, resumed: bool) -> None:
+        """There is a link again."""
+        self.out, self.inbox = out, inbox
+        if resumed:
+            self.session.resume(self._first_limit)
+        else:
+            self.session.begin(self._first_limit)
 
     def hold_back(self, left_bytes: int) -> None:
         """Leave only so much of the budget for rings, as if other streams had the rest."""
@@ -406,10 +422,16 @@ class Side:
         """Note it."""
         self.goaways.append(code)
 
+    def on_resumed(self, streams: int, again_bytes: int) -> None:
+        """Note it."""
+        self.resumed.append((streams, again_bytes))
+
     # ------------------------------------------------------------ what a test does
 
     def write(self, size: int = MANY) -> int:
         """Hand out a batch if there is none, then write; how many bytes went."""
+        if not self.session.is_attached:
+            return 0
         if not self.out.is_blocked:
             batch = self.session.data_to_send()
             assert self.session.sender.batch_bytes == sum(map(len, batch)), "batch_bytes"
@@ -419,8 +441,11 @@ class Side:
             self.out.offer(batch)
         return self.out.write(size)
 
-    def receive(self, wire: Wire, size: int = MANY) -> int:
+    def receive(self, wire: Wire | None = None, size: int = MANY) -> int:
         """Take what the other side's wire carries; how many bytes came."""
+        wire = wire if wire is not None else self.inbox
+        if not self.session.is_attached:
+            return 0
         count = min(size, len(wire.flying), len(self.buffer) - len(wire.kept))
         if not count:
             return 0
@@ -440,7 +465,7 @@ class Side:
         session = self.session
         streams = session.streams.values()
         assert len(streams) <= self.max_streams
-        held = [*streams, *(s for s in session.resetting.values() if not s.reset_sent)]
+        held = [*streams, *session.resetting.values()]
         rings = [stream.ring for stream in held if stream.ring is not None]
         rings += session.sender.retired + self._held_back
         assert self.arena.used_bytes == sum(ring.size for ring in rings), "rings leak"
@@ -461,7 +486,7 @@ class Side:
         assert stream.head - stream.acked <= ring_bytes, stream
         assert stream.reported <= stream.delivered <= stream.received, stream
         assert stream.received - stream.delivered <= stream.window, stream
-        if stream.peer_fin < 0:
+        if stream.peer_fin < 0 and self.session.is_attached:
             assert stream.received <= stream.granted, stream
             assert stream.granted <= stream.reported + stream.window, stream
 
@@ -528,6 +553,11 @@ class SessionPair:
             first_limit=0,
         )
         self.client.accept = self._accept
+        self.server.inbox, self.client.inbox = self.client.out, self.server.out
+        self.offered: tuple[Wire, Wire] | None = None
+        """A link that the server has taken and the client has not: to client, to server."""
+        self._offer_resumes = False
+        self._server_session = self._client_session = 1
         self.visits: list[Visit] = []
         self.connects_at_once = True
         self.refuses = False
@@ -574,7 +604,7 @@ class SessionPair:
         moved = 0
         for side, other in ((self.server, self.client), (self.client, self.server)):
             moved += side.write(size)
-            moved += other.receive(side.out, size)
+            moved += other.receive(size=size)
         return moved
 
     def settle(self, turns: int = 10_000) -> None:
@@ -611,35 +641,62 @@ class SessionPair:
             for end in visit.ends:
                 end.end()
 
-    def lose_link(self) -> None:
-        """The link is lost and, in this version, its streams with it."""
+    # --------------------------------------------------------------------- links
+
+    def cut(self) -> None:
+        """The link is lost on both sides; they know it at once."""
         for side in self.sides:
-            side.out.lose()
-            side.session.abort_all(ResetCode.CANCELLED)
-        for visit in self.visits:
-            visit.link_lost = True
+            side.detach()
+        self.offered = None
+
+    def offer(self, *, resumes: bool = True) -> None:
+        """The server takes a new link, and lets go of an older one; WELCOME is under way.
+
+        Args:
+            resumes: Whether the client still has its session. If that is not the one that
+                the server has, a new one begins all the same.
+        """
+        resumes = resumes and self._client_session == self._server_session
+        if not resumes:
+            self._server_session += 1
+            for visit in self.visits:
+                if visit.visitor.is_known:
+                    visit.link_lost = True
+        self.offered = Wire(), Wire()
+        self._offer_resumes = resumes
+        self.server.attach(*self.offered, resumed=resumes)
+
+    def take_offer(self) -> None:
+        """WELCOME reaches the client: it lets go of an older link, and takes the new one."""
+        assert self.offered is not None, "there is no new link"
+        to_client, to_server = self.offered
+        self.offered = None
+        self._client_session = self._server_session
+        self.client.attach(to_server, to_client, resumed=self._offer_resumes)
+        if not self._offer_resumes:
+            for visit in self.visits:
+                if visit.target.started and not visit.visitor.over:
+                    visit.target = visit.new_target()
+                    visit.link_lost = False
+
+    def resume(self) -> None:
+        """A new link goes on with the session."""
+        self.offer()
+        self.take_offer()
 
     def relink(self) -> None:
-        """The link is lost, and another is there: unanswered visitors begin anew."""
-        taken = {id(stream.endpoint): stream for stream in self.server.relink()}
-        self.client.relink()
+        """The client was started anew, and so is the session."""
+        self.offer(resumes=False)
+        self.take_offer()
+
+    def abandon(self, side: Side) -> None:
+        """A side without a link has waited long enough."""
+        assert not side.session.is_attached, "it has a link"
         for visit in self.visits:
-            end = visit.visitor
-            old = taken.get(id(end))
-            if old is None:
+            known = visit.target.started if side is self.client else visit.visitor.is_known
+            if known:
                 visit.link_lost = True
-                continue
-            assert not old.confirmed, f"{end} begins anew, but was answered"
-            assert end.over == "", f"{end} begins anew, but is over"
-            visit.target = visit.new_target()
-            cookie, payload = 1000 + visit.number, addresses(visit.number)
-            stream = self.server.session.reopen(old, cookie, payload)
-            if stream is None:  # the worker resets the visitor's socket
-                end.over = "reset"
-                end.code = ResetCode.OVER_LIMIT
-            else:
-                end.start(stream)
-                end.watching = not end.finished
+        side.session.abandon(ResetCode.CANCELLED)
 
     # -------------------------------------------------------------------- checks
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import secrets
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
@@ -51,6 +51,7 @@ class Exposure:
 
     server: str
     tunnels: tuple[Exposed, ...]
+    tls: bool = True
 
     def place(self, tunnel: Exposed) -> str:
         """Return where a tunnel is reached, for a person."""
@@ -67,11 +68,13 @@ class Exposure:
     default="token",
     help='"none": as the server with "auth": "none" on this machine.',
 )
+@click.option("--no-tls", is_flag=True, help='For a server with "tls": false.')
 @click.option("--plain", is_flag=True, help="Lines instead of a live display.")
 @click.option("--state-dir", type=_FOLDER, help="Folder that remembers which machine this is.")
 def expose_command(
     targets: tuple[str, ...],
     to: str,
+    no_tls: bool,
     plain: bool,
     state_dir: Path | None,
     token_file: Path | None,
@@ -88,7 +91,7 @@ def expose_command(
     "tunneltcp server" with these ports. IPv6 addresses stand in brackets.
     """  # noqa: D301 - click wants the character
     try:
-        exposure = parse_exposure(targets, to)
+        exposure = replace(parse_exposure(targets, to), tls=not no_tls)
         token = find_token(exposure.server, auth, token_file, state_dir)
         sys.exit(_run(exposure, _host_id(state_dir), token, plain=plain))
     except ConfigError as error:

@@ -215,6 +215,7 @@ def _config(exposure: Exposure) -> dict[str, Any]:
     ]
     return {
         "server": exposure.server,
+        "tls": exposure.tls,
         "tunnels": tunnels,
         "drain": DEFAULT_DRAIN_SECONDS,
         "log_format": "json",

@@ -42,20 +42,24 @@ class FoundToken:
             ConfigError: If there is no token.
         """
         config = Config(
-            tunnels=(TunnelConfig(remote_port=port),), server=self.server, token=self.place
+            tunnels=(TunnelConfig(remote_port=port),),
+            server=self.server,
+            token=self.place,
+            tls=False,  # no certificate: a client shows none
         )
         if sys.platform != "linux":
             return tuple(port_key(token, port) for token in self.reader.read(config))
         else:  # noqa: RET505 - so that a type checker knows what is of which system
+            from tunneltcp.control.context import Role
             from tunneltcp.control.keys import read_keys
-            from tunneltcp.master.keys import PortKeys
+            from tunneltcp.master.secrets import PortSecrets
 
-            keys = PortKeys(port_key, self.reader)
+            secrets = PortSecrets(Role.CLIENT, port_key, self.reader)
             try:
-                keys.make(config)
-                return read_keys(keys.fd(port))
+                secrets.make(config)
+                return read_keys(secrets.keys_fd(port))
             finally:
-                keys.close()
+                secrets.close()
 
     def setting(self) -> dict[str, Any]:
         """Return what a config says to find it there."""

@@ -31,13 +31,14 @@ _MAX_INPUT: Final = 8192
 
 @click.command("login")
 @click.argument("server", metavar="SERVER[:PORT]")
+@click.option("--no-tls", is_flag=True, help='For a server with "tls": false.')
 @click.option("--no-check", is_flag=True, help="Keep it although the server is not asked.")
 @click.option(
     "--state-dir",
     type=click.Path(path_type=Path, readable=False),
     help="Keep it in this folder, for clients with the same --state-dir.",
 )
-def login_command(server: str, no_check: bool, state_dir: Path | None) -> None:
+def login_command(server: str, no_tls: bool, no_check: bool, state_dir: Path | None) -> None:
     """Keep the token of a server, once; client and expose find it there.
 
     \b
@@ -53,7 +54,7 @@ def login_command(server: str, no_check: bool, state_dir: Path | None) -> None:
         if problem := token_problem(token):
             raise ConfigError([f"what was given {problem}; nothing is kept"])
         if not no_check:
-            problem = prove(host, port or _DEFAULT_PORT, token)
+            problem = prove(host, port or _DEFAULT_PORT, token, tls=not no_tls)
             if problem:
                 _fail(ExitCode.CRASH, [problem, f"nothing is kept{_hint(port)}"])
         path = keep_login(host, token, state_dir)

@@ -27,7 +27,6 @@ from tunneltcp.config.tokens import TOKEN_VARIABLE, TokenPlace
 from tunneltcp.control.context import Role
 from tunneltcp.errors import ConfigError, ExitCode, MasterRunning
 from tunneltcp.master.folders import find_folders, instance_problem
-from tunneltcp.master.keys import PortKeys
 from tunneltcp.master.master import Master
 from tunneltcp.master.reading import read_config
 from tunneltcp.protocol.preface import port_key
@@ -153,9 +152,11 @@ def run_master(
     try:
         if problem := _option_problem(role, instance, server, bind):
             raise ConfigError([problem])
-        load, file = _config_source(role, file, instance, server, bind, log_format)
+        load, source = _config_source(role, file, instance, server, bind, log_format)
         load = partial(_with_token, load, token_file, TOKEN_VARIABLE in secrets)
         config = read_config(load)
+        if role is Role.CLIENT and config.tls:
+            prepare_tls(config.verify)
         if config.token.kind == "variable":
             move_out([config.token.where], secrets)
         folders = find_folders(instance, state=state_dir, run=run_dir, log=log_dir)
@@ -167,15 +168,16 @@ def run_master(
             folders=folders,
             worker_main=run_worker,
             warm_up=warm_up,
-            keys=PortKeys(port_key, TokenReader(role.value, places, secrets, servers_here)),
-            announce=lambda master: announce(master, file),
-            load_again=load if file else None,
+            derive_key=port_key,
+            reader=TokenReader(role.value, places, secrets, servers_here),
+            announce=lambda master: announce(master, source),
+            load_again=load if source else None,
             log_to_stderr=True,
         )
         setproctitle(f"tunneltcp {role.value}: master ({instance})")
         code = master.run()
     except ConfigError as error:
-        _fail(ExitCode.USAGE, *error.problems)
+        _fail(ExitCode.USAGE, *error.problems, *_hints(role, file, error))
     except MasterRunning as error:
         _fail(ExitCode.TEMPORARY, str(error))
     except OSError as error:
@@ -206,6 +208,14 @@ def token_states(role: Role, state: Path) -> tuple[Path, ...]:
     return (state,)
 
 
+def _hints(role: Role, file: Path | None, error: ConfigError) -> list[str]:
+    """Say what else to give to who gave no config and has none in the usual place."""
+    if file is not None or "cannot be read" not in error.problems[0]:
+        return []
+    ports = ", or ports such as 60001-60003" if role is Role.SERVER else ""
+    return [f"give the config as FILE{ports}"]
+
+
 def _config_of_ports(ports: str, bind: tuple[str, ...], log_format: LogFormat | None) -> Config:
     config = build_config(JsonObject([("ports", ports)]), "server", bind=bind)
     return config if log_format is None else replace(config, log_format=log_format)
@@ -226,6 +236,19 @@ def _config_source(
     return partial(
         load_config, path, role.value, server=server, bind=bind, log_format=log_format
     ), path
+
+
+def prepare_tls(verify: bool | Path) -> None:
+    """Have the settings of TLS, and its CAs, before the first fork: workers share them."""
+    from ssl import SSLError
+
+    from tunneltcp.net.tls import client_context
+
+    try:
+        client_context(verify)
+    except OSError as error:
+        why = "holds no certificates in PEM" if isinstance(error, SSLError) else error.strerror
+        raise ConfigError([f"verify: {verify} {why}"]) from error
 
 
 def _option_problem(

@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from tunneltcp.cli.units import show_bytes, show_duration
 from tunneltcp.log import escape
 
 if TYPE_CHECKING:
@@ -67,11 +68,11 @@ def print_visitors(visitors: Answers) -> None:
         cells = [
             str(one["id"]),
             escape(one["address"]),
-            _duration(one["since"]),
-            _bytes(one["bytes_in"]),
-            _bytes(one["bytes_out"]),
-            _bytes(one["rate_in"]),
-            _bytes(one["rate_out"]),
+            show_duration(one["since"]),
+            show_bytes(one["bytes_in"]),
+            show_bytes(one["bytes_out"]),
+            show_bytes(one["rate_in"]),
+            show_bytes(one["rate_out"]),
             one["waits_for"] or "",
         ]
         table.add_row(*map(Text, cells))
@@ -99,17 +100,6 @@ def _tables(answers: Answers, columns: int) -> list[RenderableType]:
     return found
 
 
-def _duration(since: str) -> str:
-    """Return how long ago that was: 5 s, 3 min, 2 h 10 min, 4 d 3 h."""
-    seconds = max(0, int((datetime.now(UTC) - datetime.fromisoformat(since)).total_seconds()))
-    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
-    if days:
-        return f"{days} d {hours % 24} h"
-    if hours:
-        return f"{hours} h {minutes % 60} min"
-    return f"{minutes} min" if minutes else f"{seconds} s"
-
-
 def _table(tunnels: Sequence[dict[str, Any]], *, wide: bool) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
     names = ["port", "target", "state", "link", "visitors", "in", "out", "restarts"]
@@ -128,14 +118,14 @@ def _row(tunnel: dict[str, Any], *, wide: bool) -> list[Text]:
         (tunnel["state"], _STYLES.get(tunnel["state"], "")),
         _link(tunnel["link"]),
         (f"{tunnel['visitors']}/{tunnel['visitors_total']}", ""),
-        (_bytes(tunnel["bytes_in"]), ""),
-        (_bytes(tunnel["bytes_out"]), ""),
+        (show_bytes(tunnel["bytes_in"]), ""),
+        (show_bytes(tunnel["bytes_out"]), ""),
         (str(tunnel["restarts"]), ""),
     ]
     if wide:
         cells += [
             ("" if tunnel["cpu"] is None else f"{tunnel['cpu']:.0f}", ""),
-            ("" if tunnel["rss"] is None else _bytes(tunnel["rss"]), ""),
+            ("" if tunnel["rss"] is None else show_bytes(tunnel["rss"]), ""),
             (tunnel["name"], ""),
         ]
     return [Text(escape(text), style) for text, style in cells]
@@ -148,12 +138,3 @@ def _link(link: dict[str, Any]) -> tuple[str, str]:
     if link.get("key") == "old":
         return f"up{rtt} old key", "yellow"
     return ("doubted", "yellow") if link.get("doubted") else (f"up{rtt}", "green")
-
-
-def _bytes(count: float) -> str:
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"

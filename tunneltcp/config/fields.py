@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -144,6 +145,29 @@ class Fields:
             if finite and low <= value <= high:
                 return float(value)
         self.problem(key, f"{shown(value)} is not a number of seconds from {low:g} to {high:g}")
+        return default
+
+    def path(self, key: str) -> Path | None:
+        """Return the path of a file; None if there is none."""
+        value = self.values.get(key)
+        if key not in self.values:
+            return None
+        if not isinstance(value, str):
+            self.problem(key, f"must be a path, not {kind(value)}")
+        elif not value.startswith("/") or "\0" in value:
+            self.problem(key, f"{shown(value)} must be a whole path, beginning with /")
+        else:
+            return Path(value)
+        return None
+
+    def flag_or_path(self, key: str, default: bool | Path) -> bool | Path:
+        """Return true, false or the path of a file."""
+        value = self.values.get(key, default)
+        if isinstance(value, bool | Path):
+            return value
+        if isinstance(value, str):
+            return self.path(key) or default
+        self.problem(key, f"must be true, false or a path, not {kind(value)}")
         return default
 
     def host(self, key: str, default: str) -> str:

@@ -25,6 +25,8 @@ Kind = Literal[
     "host",
     "name",
     "flag",
+    "path",
+    "flag or path",
     "choice",
     "addresses",
     "ports",

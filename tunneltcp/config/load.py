@@ -58,10 +58,8 @@ _TUNNEL_KEYS: Final = tuple(one.key for one in TUNNEL_SETTINGS)
 _SPECIAL: Final = ("tunnels", "server", "bind", "token")
 """Fields of the top that are read by functions of their own."""
 _LATER_KEYS: Final = (
-    "tls",
     "clients",
     "crash_safe",
-    "resume_grace",
     "max_rss",
     "max_fds",
 )
@@ -219,9 +217,21 @@ def build_config(
             if one.field not in _SPECIAL
         },
     )
+    _check_tls(top, role)
     if top.problems:
         raise ConfigError(top.problems)
     return config
+
+
+def _check_tls(top: fields.Fields, role: RoleName) -> None:
+    """Report settings of TLS that are of no use alone."""
+    given = {name for name in ("cert", "key", "verify") if top.values.get(name)}
+    if role == "server" and len(given & {"cert", "key"}) == 1:
+        name, other = ("cert", "key") if "cert" in given else ("key", "cert")
+        top.problem(name, f"needs {other} beside it")
+    useless = "cert" if role == "server" else "verify"
+    if top.values.get("tls") is False and useless in given:
+        top.problem(useless, "is of no use while tls is false")
 
 
 def _check_keys(entry: fields.Fields, keys: Sequence[Key], role: RoleName) -> None:
@@ -235,7 +245,7 @@ def _check_keys(entry: fields.Fields, keys: Sequence[Key], role: RoleName) -> No
     entry.check_keys(known, foreign, _LATER_KEYS)
 
 
-def _value(entry: fields.Fields, one: Setting, role: RoleName, default: Any) -> Any:  # noqa: ANN401
+def _value(entry: fields.Fields, one: Setting, role: RoleName, default: Any) -> Any:  # noqa: ANN401, C901 - one case for each kind
     """Return the value of a setting; what the model says of it decides how it is read."""
     key = one.key
     if not key.is_for(role):
@@ -252,6 +262,10 @@ def _value(entry: fields.Fields, one: Setting, role: RoleName, default: Any) -> 
             value = entry.integer(key.name, default, int(key.low), int(key.high))
         case "flag":
             value = entry.flag(key.name, default=default)
+        case "path":
+            value = entry.path(key.name)
+        case "flag or path":
+            value = entry.flag_or_path(key.name, default)
         case "choice":
             value = entry.choice(key.name, default, key.choices)
         case "host":

@@ -7,10 +7,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from tunneltcp.config.keys import Key, RoleName, Setting, described, settings
 from tunneltcp.config.tokens import OWN_TOKEN, TokenPlace
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = [
     "DEFAULT_BIND",
@@ -20,6 +23,7 @@ __all__ = [
     "DEFAULT_LOG_BYTES",
     "DEFAULT_LOG_FILES",
     "DEFAULT_MAX_VISITORS",
+    "DEFAULT_RESUME_GRACE_SECONDS",
     "MAX_TUNNELS",
     "PORTS",
     "TOP_SETTINGS",
@@ -42,6 +46,9 @@ DEFAULT_DRAIN_SECONDS: Final = 5.0
 
 DEFAULT_HOLD_SECONDS: Final = 10.0
 """Twice the time within which a lost link is promised to be back."""
+
+DEFAULT_RESUME_GRACE_SECONDS: Final = 60.0
+"""A router that redials, a laptop that is carried to another room."""
 
 DEFAULT_IDLE_PING_SECONDS: Final = 2.0
 """Notices a dead idle link within 4 s; 30 suits links that are paid by the byte."""
@@ -117,6 +124,18 @@ class TunnelConfig:
             "seconds",
             """How long a visitor who comes while there is no link waits for it, before it is
             reset. Matters on the server.""",
+            low=0,
+            high=3600,
+            for_all=True,
+        ),
+    )
+    resume_grace_seconds: float = field(
+        default=DEFAULT_RESUME_GRACE_SECONDS,
+        metadata=described(
+            "resume_grace",
+            "seconds",
+            """How long visitors are kept after the link was lost, for the client to
+            come back to them; then they are reset. Both sides count for themselves.""",
             low=0,
             high=3600,
             for_all=True,
@@ -221,6 +240,48 @@ class Config:
         ),
     )
     """Where it is; a config never holds the token itself."""
+    tls: bool = field(
+        default=True,
+        metadata=described(
+            "tls",
+            "flag",
+            """Whether links speak TLS 1.3. Both sides must say the same; neither ever falls
+            back to the other.""",
+        ),
+    )
+    cert: Path | None = field(
+        default=None,
+        metadata=described(
+            "cert",
+            "path",
+            """A file with the server's certificate, and those that vouch for it, in PEM; read
+            again by a reload. Without it the server makes one at each start, in memory, and
+            nobody has to know it.""",
+            role="server",
+            default="one is made at each start",
+        ),
+    )
+    key: Path | None = field(
+        default=None,
+        metadata=described(
+            "key",
+            "path",
+            "The file with the private key of `cert`, in PEM, without a password.",
+            role="server",
+            default="none",
+        ),
+    )
+    verify: bool | Path = field(
+        default=False,
+        metadata=described(
+            "verify",
+            "flag or path",
+            """Whether the client, besides all else, wants a certificate with the server's name
+            that a CA vouches for: one of the system's (`true`), or one in this file.""",
+            role="client",
+        ),
+    )
+
     drain_seconds: float = field(
         default=DEFAULT_DRAIN_SECONDS,
         metadata=described(
@@ -287,6 +348,11 @@ class Config:
             choices=("text", "json"),
         ),
     )
+
+    @property
+    def certificate(self) -> tuple[Path, Path] | None:
+        """Where the configured certificate and its key lie, if there is one."""
+        return (self.cert, self.key) if self.cert is not None and self.key is not None else None
 
 
 PORTS: Final = Key(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -17,7 +18,7 @@ __all__ = ["config_from_plain", "config_to_plain"]
 
 def config_to_plain(config: Config) -> dict[str, Any]:
     """Return the values of a config as JSON has them."""
-    values: dict[str, Any] = orjson.loads(orjson.dumps(config))
+    values: dict[str, Any] = orjson.loads(orjson.dumps(config, default=str))
     return values
 
 
@@ -27,5 +28,12 @@ def config_from_plain(values: Mapping[str, Any]) -> Config:
         "tunnels": tuple(TunnelConfig(**tunnel) for tunnel in values["tunnels"]),
         "bind": tuple(values["bind"]),
         "token": TokenPlace(**values["token"]),
+        "cert": _path(values["cert"]),
+        "key": _path(values["key"]),
+        "verify": _path(values["verify"]),
     }
     return Config(**{**values, **rebuilt})
+
+
+def _path(value: Any) -> Any:  # noqa: ANN401 - whatever is no path stays
+    return Path(value) if isinstance(value, str) else value

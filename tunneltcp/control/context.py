@@ -51,6 +51,12 @@ class WorkerContext:
     """A memfd with the keys, for a forked worker; -1: they are in ``keys``."""
     near_links_only: bool = False
     """Server: whether links are taken from this machine alone ("auth": "none")."""
+    tls: bool
+    """Whether links speak TLS; never decided by what the other side wants."""
+    certificate_fd: int
+    """A memfd with the server's certificate and key in PEM; -1 without TLS, and on a client."""
+    verify: bool | Path
+    """Client: whether a CA must vouch for the server's certificate; or the file of the CAs."""
     host_id: str
     """Random, kept in the client's state folder: which machine this is."""
     run_id: str
@@ -78,3 +84,5 @@ class WorkerContext:
     counters_fd: int
     memory_fd: int
     master_pid: int
+    resume_grace_seconds: float = 60.0
+    """How long a session without a link keeps its streams, and its client the port."""

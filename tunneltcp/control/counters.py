@@ -49,7 +49,9 @@ class Counter(IntEnum):
     """Descriptors the worker has open."""
     LOG_DROPPED = 12
     """Log lines dropped because they could not be written."""
-    LINK_KEY = 13
+    RESUMES_TOTAL = 13
+    """Links over which a session went on."""
+    LINK_KEY = 14
     """Which of the keys the link was made with: 0 is the preferred one."""
 
 

@@ -14,7 +14,7 @@ from tunneltcp.master.messages import parse_message
 from tunneltcp.net.loop import READ
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from tunneltcp.master.messages import WorkerMessage
     from tunneltcp.net.loop import Loop
@@ -57,16 +57,14 @@ class WorkerChannel:
         """Let go of the worker's end."""
         os.close(self.worker_fd)
 
-    def say(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
-        """Send a message, with copies of descriptors if need be, or drop it."""
+    def say(self, message: dict[str, Any], fd: int = -1) -> None:
+        """Send a message, and a copy of a descriptor with it, or drop it."""
         if self._fd < 0:
             return
         try:
-            if not fds:
-                os.write(self._fd, encode_message(message))
-                return
             with socket.socket(fileno=os.dup(self._fd)) as channel:
-                socket.send_fds(channel, [encode_message(message)], list(fds))
+                fds = [fd] if fd >= 0 else []
+                socket.send_fds(channel, [encode_message(message)], fds)
         except OSError as error:
             # Full: it has not read for long, and deadlines deal with that. Gone: so is it.
             logger.debug("message to a worker dropped: {}", error.strerror)

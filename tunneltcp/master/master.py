@@ -41,11 +41,12 @@ from tunneltcp.master.reload import Reloader
 from tunneltcp.master.report import stamp
 from tunneltcp.master.requests import answer_request
 from tunneltcp.master.resources import computed_budget
+from tunneltcp.master.secrets import SPARE, PortSecrets
 from tunneltcp.master.signals import SignalQueue
 from tunneltcp.master.spawn import freeze
 from tunneltcp.master.status import master_status
 from tunneltcp.master.stopped import StoppedPorts
-from tunneltcp.master.tunnel import Surroundings, Tunnel, WorkerFds
+from tunneltcp.master.tunnel import Surroundings
 from tunneltcp.master.tunnel_set import TunnelSet
 from tunneltcp.net.loop import Loop
 
@@ -54,8 +55,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tunneltcp.config.model import Config, TunnelConfig
+    from tunneltcp.config.token_reader import TokenReader
     from tunneltcp.master.folders import Folders
-    from tunneltcp.master.keys import PortKeys
+    from tunneltcp.master.keys import Derive
+    from tunneltcp.master.tunnel import Tunnel, WorkerFds
 
 __all__ = ["Master"]
 
@@ -63,7 +66,7 @@ _MAX_SLEEP_SECONDS: Final = 1.0
 """The master has nothing to do between events; one turn a second keeps it honest."""
 
 _STARTS_PER_TURN: Final = 4
-"""Workers forked in one turn at the start."""
+"""Workers forked in one turn, of those that a config brings."""
 
 _ANNOUNCE_SECONDS: Final = 3.0
 """The ready line waits for all workers, but not for one that is stuck."""
@@ -90,8 +93,9 @@ class Master:
         instance: str,
         folders: Folders,
         worker_main: Callable[[WorkerContext], int],
-        keys: PortKeys,
-        warm_up: Callable[[Path], None] = lambda _path: None,
+        derive_key: Derive,
+        reader: TokenReader,
+        warm_up: Callable[[Path, int], None] = lambda _path, _certificate_fd: None,
         announce: Callable[[Master], None] = lambda _master: None,
         load_again: Callable[[], Config] | None = None,
         log_to_stderr: bool = False,
@@ -106,7 +110,6 @@ class Master:
         self.since = stamp()
         """When it started; RFC 3339."""
         self._worker_main = worker_main
-        self._keys = keys
         self._warm_up = warm_up
         self._announce: Callable[[Master], None] | None = announce
         self._log_to_stderr = log_to_stderr
@@ -117,11 +120,11 @@ class Master:
         self._loop = Loop(max_sleep_seconds=_MAX_SLEEP_SECONDS)
         self._children = Children(self._loop)
         self._helpers = Helpers(self._loop, self._children)
-        self.reloader = Reloader(self, self._helpers, keys, load_again)
+        self._secrets = PortSecrets(role, derive_key, reader)
+        self.reloader = Reloader(self, self._helpers, self._secrets, load_again)
         self._throttle = Throttle(max_kinds=16)
         self._maps: list[memoryview] = []
         self._stopping = False
-        self._unstarted: list[Tunnel] = []
         self._done = False
         self._exit_code = ExitCode.DONE
 
@@ -153,7 +156,6 @@ class Master:
         self._set_up_log()
         if self.config.merge_memory:
             allow_merging()
-        self._get_keys()
         self._host_id = host_id(self.folders.state) if self.role is Role.CLIENT else ""
         signals = SignalQueue(
             self._loop,
@@ -166,6 +168,7 @@ class Master:
         )
         control = None
         try:
+            self._get_secrets()
             control = ControlSocket(
                 self._loop,
                 self.folders.run / CONTROL_SOCKET,
@@ -182,13 +185,13 @@ class Master:
             signals.close()
             for tunnel in self.tunnels:
                 tunnel.close()
-            self._keys.close()
+            self._secrets.close()
         logger.info("master left")
         return self._exit_code
 
-    def _get_keys(self) -> None:
-        """Have the keys of all ports, before there is a handler that reaps children."""
-        if self._keys.make(self.config):
+    def _get_secrets(self) -> None:
+        """Have keys and certificates, a fraction of a second: no worker begins without."""
+        if self._secrets.make(self.config):
             host = "HOST: a name or address of this machine"
             logger.info(
                 "made a token in {}; where the apps are, say once: tunneltcp login HOST ({})",
@@ -211,7 +214,7 @@ class Master:
             lookups=Lookups(self._helpers),
             addresses=self._addresses(),
             drain_seconds=self.config.drain_seconds,
-            keys=self._keys,
+            secrets=self._secrets,
             make_context=self._make_context,
             worker_main=self._worker_main,
             maps=self._maps,
@@ -223,8 +226,8 @@ class Master:
         ).info("master started with {} tunnels", len(self.tunnels))
         self._be_warm()
         freeze()
-        self._unstarted = [one for one in reversed(self.tunnels) if not one.is_stopped]
         self._loop.on_turn = self._on_turn
+        self.tunnel_set.unstarted = self.tunnels[::-1]
         self._start_some()
         self._loop.call_later(_ANNOUNCE_SECONDS, self._say_ready)
 
@@ -245,7 +248,7 @@ class Master:
         """Run what workers run, just before the first of them: they share what it leaves."""
         path = self.folders.run / "warm-up.log"
         setup_log(path, max_bytes=self.config.log_bytes, files=1)
-        self._warm_up(path)
+        self._warm_up(path, self._secrets.certificate_fd(SPARE))
         path.unlink(missing_ok=True)
         self._set_up_log()
 
@@ -260,18 +263,19 @@ class Master:
 
     def _start_some(self) -> None:
         """Start a few workers, then listen again: 50 forks at once take half a second."""
-        for _ in range(min(_STARTS_PER_TURN, len(self._unstarted))):
-            self._unstarted.pop().feed(Input.START)
+        unstarted = self.tunnel_set.unstarted
+        for _ in range(min(_STARTS_PER_TURN, len(unstarted))):
+            self.tunnel_set.begin(unstarted.pop())
         self._loop.call_later(0.0, lambda: None)  # so that the next turn does not wait
 
     def _on_turn(self) -> None:
-        if self._unstarted:
+        if self.tunnel_set.unstarted:
             self._start_some()
             return
         starting = any(t.life.state is ProcessState.STARTING for t in self.tunnels)
         if self._announce is not None and not starting:
             self._say_ready()
-        self.tunnel_set.drop_removed()
+        self.tunnel_set.drop_removed(ending=self._stopping)
         if self._stopping and all(tunnel.is_gone for tunnel in self.tunnels):
             self._done = True
 
@@ -294,9 +298,13 @@ class Master:
             link_port=tunnel.link_port or port,
             keys_fd=fds.keys,
             near_links_only=self.config.auth == "none",
+            tls=self.config.tls,
+            certificate_fd=fds.certificate,
+            verify=self.config.verify,
             host_id=self._host_id,
             run_id=self._run_id,
             hold_seconds=tunnel.hold_seconds,
+            resume_grace_seconds=tunnel.resume_grace_seconds,
             idle_ping_seconds=tunnel.idle_ping_seconds,
             max_visitors=tunnel.max_visitors,
             budget_bytes=self._budget,
@@ -320,8 +328,7 @@ class Master:
                 tunnel.feed(Input.STOP_NOW)
             return
         self._stopping = True
-        self._unstarted.clear()
-        self.tunnel_set.forget_waiting()
+        self.tunnel_set.unstarted.clear()
         logger.info("{}: stopping, visitors have {:g} s", name, self.config.drain_seconds)
         self._helpers.close()
         limit = self.config.drain_seconds + _STOP_LIMIT_SECONDS + START_SECONDS
@@ -373,7 +380,7 @@ class Master:
         self.tunnel_set.around.addresses = self._addresses()
         self.tunnel_set.around.drain_seconds = config.drain_seconds
         for tunnel in self.tunnels:
-            tunnel.life.drain_seconds = config.drain_seconds
+            tunnel.take_settings()
         if _log_settings(old) != _log_settings(config):
             self._set_up_log()
 

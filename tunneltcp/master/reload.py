@@ -1,8 +1,11 @@
 """A new config, or new tokens, while all goes on.
 
-Both come from short-lived children, so it takes some milliseconds in which the loop turns.
-One reading at a time: who asks meanwhile is answered from the next one, so that what was in
-the file when he asked is surely taken.
+Theory of operation
+-------------------
+Config, tokens and certificates come from short-lived children, so it takes some milliseconds
+in which the loop turns. All that can be missing is had before anything is touched: a broken
+config changes nothing. One reading at a time: who asks meanwhile is answered from the next
+one, so that what was in the file when he asked is surely taken.
 """
 
 from __future__ import annotations
@@ -16,17 +19,17 @@ from tunneltcp.errors import ConfigError
 from tunneltcp.master.changes import compare
 from tunneltcp.master.reading import read_config_later
 from tunneltcp.master.requests import ranges
-from tunneltcp.master.tunnel import Tunnel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tunneltcp.config.model import Config
     from tunneltcp.master.helpers import Helpers
-    from tunneltcp.master.keys import PortKeys
     from tunneltcp.master.master import Master
+    from tunneltcp.master.secrets import PortSecrets, Renewed
 
     Respond = Callable[[dict[str, Any]], None]
+    Done = Callable[[Renewed | ConfigError], None]
 
 __all__ = ["Reloader"]
 
@@ -41,12 +44,12 @@ class Reloader:
         self,
         master: Master,
         helpers: Helpers,
-        keys: PortKeys,
+        secrets: PortSecrets,
         load_again: Callable[[], Config] | None,
     ) -> None:
         self._master = master
         self._helpers = helpers
-        self._keys = keys
+        self._secrets = secrets
         self._load_again = load_again
         self._asked: list[tuple[str, Respond]] = []
         """Who waits for the next reading, and of what."""
@@ -86,8 +89,7 @@ class Reloader:
             if what == _CONFIG and self._load_again is not None:
                 read_config_later(self._helpers, self._load_again, self._on_config)
             else:
-                config = self._master.config
-                self._keys.renew(self._helpers, config, self._on_tokens)
+                self._renew(self._master.config, self._on_tokens, anew=False)
         except OSError as error:
             self._end(_refused([f"out of resources: {error.strerror}"]))
 
@@ -97,33 +99,47 @@ class Reloader:
             respond(answer)
         self._begin()
 
+    def _renew(self, config: Config, done: Done, *, anew: bool) -> None:
+        self._secrets.renew(self._helpers, config, done, anew=anew)
+
     def _on_config(self, found: Config | ConfigError) -> None:
         if isinstance(found, ConfigError):
             self._end(_refused(list(found.problems)))
             return
+        old = self._master.config
+        # A configured certificate is read again in any case: that is how it is replaced.
+        anew = old.tls != found.tls or bool(old.certificate or found.certificate)
         try:
-            self._keys.renew(self._helpers, found, partial(self._on_keys, found))
+            self._renew(found, partial(self._on_secrets, found, anew), anew=anew)
         except OSError as error:
             self._end(_refused([f"out of resources: {error.strerror}"]))
 
-    def _on_keys(self, config: Config, error: ConfigError | None) -> None:
-        if error is not None:
-            self._end(_refused(list(error.problems)))
-            return
-        try:
-            self._end(self._take(config))
-        except OSError as problem:
-            self._end(_refused([f"out of resources: {problem.strerror}"]))
+    def _on_secrets(self, config: Config, anew: bool, new: Renewed | ConfigError) -> None:
+        if isinstance(new, ConfigError):
+            self._end(_refused(list(new.problems)))
+        elif self._master.is_stopping:
+            new.close()
+            self._end(_refused(["it is stopping"]))
+        else:
+            self._end(self._take(config, new, anew=anew))
 
-    def _take(self, config: Config) -> dict[str, Any]:
+    def _take(self, config: Config, new: Renewed, *, anew: bool) -> dict[str, Any]:
         """Act on the difference."""
         tunnels = self._master.tunnel_set
         changes = compare(self._master.config, config)
-        added = [Tunnel(tunnel, tunnels.around) for tunnel in changes.added]
+        try:
+            added = tunnels.make_new(changes.added)
+        except OSError as error:
+            new.close()
+            return _refused([f"out of resources: {error.strerror}"])
+        self._secrets.take(new)
         self._master.take_config(config)
         tunnels.apply(changes, added)
         for tunnel in self._master.tunnels:
             tunnel.give_keys()
+        if anew:
+            for unchanged in changes.unchanged:
+                self._give_certificate(unchanged.remote_port)
         answer = {
             "added": [tunnel.remote_port for tunnel in changes.added],
             "removed": list(changes.removed),
@@ -134,12 +150,19 @@ class Reloader:
         logger.info("config read again: {}", "; ".join(told) or "no tunnel is concerned")
         return answer
 
-    def _on_tokens(self, error: ConfigError | None) -> None:
-        if error is not None:
-            for problem in error.problems:
+    def _give_certificate(self, port: int) -> None:
+        """Live links keep the certificate they had; the next ones see the new one."""
+        tunnel = self._master.tunnel_set.find(port)
+        if tunnel is not None:
+            tunnel.give_certificate()
+
+    def _on_tokens(self, new: Renewed | ConfigError) -> None:
+        if isinstance(new, ConfigError):
+            for problem in new.problems:
                 logger.error("tokens not taken, all goes on as before: {}", problem)
-            self._end({"error": f"the tokens were not taken: {error.problems[0]}"})
+            self._end({"error": f"the tokens were not taken: {new.problems[0]}"})
             return
+        self._secrets.take(new)
         for tunnel in self._master.tunnels:
             tunnel.give_keys()
         logger.info("tokens read again")

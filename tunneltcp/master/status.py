@@ -69,6 +69,7 @@ def tunnel_status(tunnel: Tunnel) -> dict[str, Any]:
         "bytes_in": page[Counter.BYTES_IN],
         "bytes_out": page[Counter.BYTES_OUT],
         "links_total": page[Counter.LINKS_TOTAL],
+        "resumes_total": page[Counter.RESUMES_TOTAL],
         "resets_total": page[Counter.RESETS_TOTAL],
         "log_dropped": page[Counter.LOG_DROPPED],
         "beat_age": _beat_age(page[Counter.BEAT_NS]) if runs else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
@@ -20,7 +21,7 @@ _MAX_BYTES: Final = 64 * 1024
 
 
 class StoppedPorts:
-    """A set of public ports and the file it is kept in."""
+    """The set of public ports that a file holds."""
 
     def __init__(self, folder: Path) -> None:
         """Read what is there; a file that cannot be read or understood counts as empty."""
@@ -36,14 +37,16 @@ class StoppedPorts:
         """Replace the set, at once and whole.
 
         Raises:
-            OSError: If it cannot be kept; it counts until the master leaves.
+            OSError: If it cannot be kept; then ``ports`` says what the file still does.
         """
-        self.ports = frozenset(ports)
         temporary = self._path.with_suffix(".new")
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            os.write(fd, orjson.dumps({"ports": sorted(self.ports)}))
+            data = orjson.dumps({"ports": sorted(ports)})
+            if os.write(fd, data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(fd)
         finally:
             os.close(fd)
         temporary.replace(self._path)
+        self.ports = frozenset(ports)

@@ -1,8 +1,7 @@
 """One tunnel in the master: its listeners, its memory, and the worker that serves it.
 
-What is to be done is decided in ``process.py``; this is the thin code that does it and
-reports back. Listeners and memory stay when a worker goes; its control channel is made
-anew for each one.
+What is to be done is decided in ``process.py``; this is the thin code that does it and reports
+back. Listeners and memory stay when a worker goes; each worker has a channel of its own.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ if TYPE_CHECKING:
     from tunneltcp.control.context import WorkerContext
     from tunneltcp.master.children import Children
     from tunneltcp.master.helpers import Helpers, Lookups
-    from tunneltcp.master.keys import PortKeys
+    from tunneltcp.master.secrets import PortSecrets
     from tunneltcp.net.loop import Loop, Timer
 
 __all__ = ["Surroundings", "Tunnel", "WorkerFds"]
@@ -70,6 +69,7 @@ class WorkerFds:
     counters: int
     memory: int
     keys: int
+    certificate: int
 
 
 @dataclass(slots=True, kw_only=True)
@@ -83,7 +83,7 @@ class Surroundings:
     addresses: tuple[str, ...]
     """Where public ports are bound; empty on a client."""
     drain_seconds: float
-    keys: PortKeys
+    secrets: PortSecrets
     make_context: Callable[[TunnelConfig, WorkerFds], WorkerContext]
     worker_main: Callable[[WorkerContext], int]
     maps: list[memoryview]
@@ -111,6 +111,8 @@ class Tunnel:
         """A person has stopped it: it stays so until a person starts it."""
         self.is_removed = False
         """The config does not name it any more: it goes when its visitors have gone."""
+        self.has_predecessor = False
+        """A removed tunnel still has the port: two workers of one port never run."""
         self._around = around
         self._report = Reporter(config.remote_port, around.loop, self._are_others_up)
         self._listeners = Listeners(config.remote_port, around.addresses)
@@ -133,6 +135,8 @@ class Tunnel:
 
     def feed(self, happened: Input) -> None:
         """Report what happened and do what follows from it."""
+        if happened is Input.START and self.has_predecessor:
+            return
         for action in self.life.handle(happened, self._around.loop.now):
             self._perform(action)
         self._arm()
@@ -151,6 +155,12 @@ class Tunnel:
         """Take no new visitors; the worker is told by DRAIN to do the same."""
         self._closing = True
         self._listeners.close()
+
+    def take_settings(self) -> None:
+        """Learn what a new config says for all tunnels; a port that is bound stays there."""
+        self.life.drain_seconds = self._around.drain_seconds
+        if not self._listeners.fds:
+            self._listeners.addresses = self._around.addresses
 
     def bind(self) -> bool:
         """Have the listeners open; return False, and know the reason, if that fails."""
@@ -225,9 +235,16 @@ class Tunnel:
 
     def give_keys(self) -> None:
         """Tell the worker which keys are good from now on; they go past the master."""
-        fd = self._around.keys.fd(self.config.remote_port)
+        self._give("keys", self._around.secrets.keys_fd(self.config.remote_port))
+
+    def give_certificate(self) -> None:
+        """Have the worker show another certificate from now on; its link is not touched."""
+        fd = self._around.secrets.certificate_fd(self.config.remote_port)
+        self._give("certificate", fd)
+
+    def _give(self, what: str, fd: int) -> None:
         if self._channel is not None and fd >= 0:
-            self._channel.say({"type": "keys"}, (fd,))
+            self._channel.say({"type": what}, fd)
 
     # ---------------------------------------------------------------- the worker's life
 
@@ -237,7 +254,8 @@ class Tunnel:
         self._close_channel()
         if self._timer is not None:
             self._timer.cancel()
-        self._around.maps.remove(self.counters)
+        # Not ``remove``: pages of equal content are equal, and it would take another's.
+        self._around.maps[:] = [x for x in self._around.maps if x is not self.counters]
         memory = self.counters.obj
         self.counters.release()
         memory.close()  # type: ignore[attr-defined]
@@ -282,7 +300,8 @@ class Tunnel:
             channel=channel.worker_fd,
             counters=self._counters_fd,
             memory=self._memory_fd,
-            keys=around.keys.fd(self.config.remote_port),
+            keys=around.secrets.keys_fd(self.config.remote_port),
+            certificate=around.secrets.certificate_fd(self.config.remote_port),
         )
         try:
             context = around.make_context(self.config, fds)

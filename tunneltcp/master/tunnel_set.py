@@ -29,8 +29,8 @@ class TunnelSet:
         self.around = around
         self._tunnels = tunnels
         self._stopped = stopped
-        self._successors: list[Tunnel] = []
-        """Those that wait until a removed one with their port has gone."""
+        self.unstarted: list[Tunnel] = []
+        """Those that run as soon as it is their turn; the last one is the next."""
 
     def make(self, configs: Sequence[TunnelConfig]) -> None:
         """Make the first ones and have their ports; who was stopped before stays so.
@@ -44,6 +44,21 @@ class TunnelSet:
             if tunnel.config.remote_port in self._stopped.ports:
                 tunnel.stop()
             tunnel.bind()  # all ports first: nobody waits for somebody else's worker
+
+    def make_new(self, configs: Sequence[TunnelConfig]) -> list[Tunnel]:
+        """Make those that :meth:`apply` is to begin with: all of them, or none.
+
+        Raises:
+            OSError: If the kernel has no memory for them.
+        """
+        made: list[Tunnel] = []
+        try:
+            made.extend(Tunnel(config, self.around) for config in configs)
+        except OSError:
+            for tunnel in made:
+                tunnel.close()
+            raise
+        return made
 
     def find(self, port: int) -> Tunnel | None:
         """Return the tunnel that has a public port now."""
@@ -94,28 +109,41 @@ class TunnelSet:
 
     def _add(self, tunnel: Tunnel) -> None:
         """Begin with a new tunnel, or wait for the end of the one that had its port."""
+        tunnel.take_settings()  # it was made before the new config was taken
         port = tunnel.config.remote_port
         before = [one for one in self._tunnels if one.config.remote_port == port]
         self._tunnels.append(tunnel)
         if before:  # two workers of one port would write into the same files
-            before[-1].feed(Input.STOP_NOW)
-            self._successors.append(tunnel)
+            tunnel.has_predecessor = True
+            for one in before:
+                one.feed(Input.STOP_NOW)
         else:
             tunnel.bind()
+            self.unstarted.insert(0, tunnel)
+
+    def begin(self, tunnel: Tunnel) -> None:
+        """Run it for the first time, unless a person or a new config was quicker."""
+        if tunnel.is_stopped and not tunnel.is_removed:
+            tunnel.bind()
+        elif not tunnel.is_removed:
             tunnel.feed(Input.START)
 
-    def forget_waiting(self) -> None:
-        """Everything ends: nobody waits for a port any more."""
-        self._successors.clear()
+    def drop_removed(self, *, ending: bool) -> None:
+        """Let go of those that are no longer in the config and have ended.
 
-    def drop_removed(self) -> None:
-        """Let go of those that are no longer in the config and have ended."""
+        Those that wait for their ports begin, unless everything is ``ending``.
+        """
         gone = [one for one in self._tunnels if one.is_removed and one.is_gone]
         for tunnel in gone:
             tunnel.close()
             self._tunnels.remove(tunnel)
-            for successor in list(self._successors):
-                if successor.config.remote_port == tunnel.config.remote_port:
-                    self._successors.remove(successor)
-                    if not successor.is_removed:
-                        successor.start()
+        if gone and not ending:
+            self._begin_successors()
+
+    def _begin_successors(self) -> None:
+        """Begin with those whose predecessors have all gone."""
+        ports = [one.config.remote_port for one in self._tunnels]
+        for tunnel in self._tunnels:
+            if tunnel.has_predecessor and ports.count(tunnel.config.remote_port) == 1:
+                tunnel.has_predecessor = False
+                self.begin(tunnel)

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tunneltcp.net.transport import Transport
+
 __all__ = [
     "CONNECT_BEGUN",
     "Buffers",
@@ -92,9 +94,9 @@ def error_text(code: int) -> str:
     return _ERROR_TEXTS.get(code) or os.strerror(code)
 
 
-def gather_send(sock: socket.socket) -> Callable[[Buffers], int]:
+def gather_send(sock: Transport) -> Callable[[Buffers], int]:
     """Return a function that sends a list of buffers and says how many bytes were taken."""
-    if sys.platform == "win32":
+    if sys.platform == "win32" and isinstance(sock, socket.socket):
         return lambda buffers: sock.send(b"".join(buffers))
     else:  # noqa: RET505 - see new_socket
         return sock.sendmsg

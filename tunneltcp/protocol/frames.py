@@ -28,9 +28,12 @@ __all__ = [
     "HEADER",
     "HEADER_BYTES",
     "ID_MASK",
+    "IS_RESET",
     "MAX_OFFSET",
     "MAX_PAYLOAD_BYTES",
+    "MAX_STREAMS",
     "SIZE_SHIFT",
+    "SYNC_FRAME",
     "TYPE_SHIFT",
     "FrameType",
     "check_open",
@@ -45,6 +48,8 @@ DATA_HEADER: Final = struct.Struct("!IIQ")
 then its lower 32. Small numbers are quicker to work with."""
 CREDIT_FRAME: Final = struct.Struct("!QQQB")
 """A whole CREDIT or STATE frame: the header, the limit, the flags."""
+SYNC_FRAME: Final = struct.Struct("!QQI")
+"""A whole SYNC frame: the header, the number of STATE frames that follow."""
 
 TYPE_SHIFT: Final = 60
 SIZE_SHIFT: Final = 40
@@ -60,6 +65,11 @@ MAX_OFFSET: Final = 1 << 62
 
 FIN_DELIVERED: Final = 1
 """Flag in CREDIT and STATE: your FIN was delivered to the far socket."""
+IS_RESET: Final = 2
+"""Flag in STATE: this stream was reset here; nothing more of it will come."""
+
+MAX_STREAMS: Final = 65_536
+"""Streams of a session at the same time, those included that wait for the answer to a RESET."""
 
 
 class FrameType(IntEnum):

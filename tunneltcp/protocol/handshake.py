@@ -38,6 +38,7 @@ from tunneltcp.protocol.preface import MAC_BYTES, VERSION, key_id, make_preface
 __all__ = [
     "HANDSHAKE_SECONDS",
     "MAX_HANDSHAKE_BYTES",
+    "NO_CERTIFICATE",
     "ClientHandshake",
     "ServerHandshake",
     "Stage",
@@ -50,7 +51,8 @@ MAX_HANDSHAKE_BYTES: Final = 4096
 
 _CLIENT_LABEL: Final = b"tunneltcp/1 client"
 _SERVER_LABEL: Final = b"tunneltcp/1 server"
-_NO_CERTIFICATE: Final = bytes(32)
+NO_CERTIFICATE: Final = bytes(32)
+"""Stands where TLS would put the hash of a certificate."""
 
 
 class Stage(Enum):
@@ -68,12 +70,17 @@ class Stage(Enum):
 class _Handshake:
     """What both ends share: messages in any pieces, and the record the MACs cover."""
 
-    def __init__(self, preface: bytes, certificate_hash: bytes) -> None:
+    def __init__(self, preface: bytes) -> None:
         self.stage = Stage.WAITING
-        self._said = certificate_hash + preface
+        self._preface = preface
+        self._said = b""
         self._buffer = b""
         self._taken = 0
         self._out = b""
+
+    def _bind(self, certificate_hash: bytes) -> None:
+        """Begin the record: with the certificate that this connection came with."""
+        self._said = certificate_hash + self._preface
 
     def data_to_send(self) -> bytes:
         """Return what is to be written, once."""
@@ -134,6 +141,7 @@ class ServerHandshake(_Handshake):
         nonce: 32 fresh random bytes.
         stand_in_key: A random key, used where the client names one we don't have, so that
             an unknown key and a wrong proof can't be told apart.
+        certificate_hash: SHA-256 of the certificate we showed, in DER; zeros without TLS.
     """
 
     def __init__(
@@ -145,9 +153,10 @@ class ServerHandshake(_Handshake):
         keys: tuple[bytes, ...],
         nonce: bytes,
         stand_in_key: bytes,
-        certificate_hash: bytes = _NO_CERTIFICATE,
+        certificate_hash: bytes = NO_CERTIFICATE,
     ) -> None:
-        super().__init__(preface, certificate_hash)
+        super().__init__(preface)
+        self._bind(certificate_hash)
         self._agent = agent
         self._port = port
         self._keys = {key_id(key): key for key in keys}
@@ -231,28 +240,41 @@ class ServerHandshake(_Handshake):
 
 
 class ClientHandshake(_Handshake):
-    """The client's end. The preface and HELLO are to be sent at once.
+    """The client's end.
+
+    The preface is to be sent at once, and without TLS HELLO behind it. With TLS a REFUSED
+    may come in clear; once TLS is there, :meth:`greet` says HELLO.
 
     Args:
         nonce: 16 + 32 fresh random bytes, for the preface and for HELLO.
     """
 
-    def __init__(
-        self,
-        hello: Hello,
-        key: bytes,
-        nonce: bytes,
-        *,
-        tls: bool = False,
-        certificate_hash: bytes = _NO_CERTIFICATE,
-    ) -> None:
+    def __init__(self, hello: Hello, key: bytes, nonce: bytes, *, tls: bool = False) -> None:
         preface = make_preface(key, hello.port, nonce[:16], tls=tls)
-        super().__init__(preface, certificate_hash)
+        super().__init__(preface)
+        self._hello = hello
         self._key = key
+        self._nonce = nonce[16:]
+        self._greeted = False
         self._proof_sent = False
         self.welcome: Welcome | None = None
         self.refusal: Refusal | None = None
         self._out = preface
+        if not tls:
+            self.greet(NO_CERTIFICATE)
+
+    def greet(self, certificate_hash: bytes) -> None:
+        """Say HELLO, over TLS; once.
+
+        Args:
+            certificate_hash: SHA-256 of the certificate that the server showed, in DER. Who
+                stands between the two ends with one of his own can't make the MACs.
+        """
+        if self._greeted:
+            raise LocalProtocolError("HELLO twice")
+        self._greeted = True
+        self._bind(certificate_hash)
+        hello = self._hello
         probe = {"probe": True} if hello.probe else {}
         self._send(
             {
@@ -262,8 +284,8 @@ class ClientHandshake(_Handshake):
                 "host": hello.host_id,
                 "run": hello.run_id,
                 "port": hello.port,
-                "nonce": nonce[16:].hex(),
-                "key_id": key_id(key),
+                "nonce": self._nonce.hex(),
+                "key_id": key_id(self._key),
                 "window": hello.window,
                 "session": hello.session,
                 "attempt": hello.attempt,
@@ -282,6 +304,9 @@ class ClientHandshake(_Handshake):
         kind = message.text("type")
         expected = hmac.digest(self._key, _SERVER_LABEL + signed, "sha256")
         right = bool(mac) and hmac.compare_digest(mac, expected)
+        if not self._greeted and (mac or kind != "refused"):
+            # Nothing but a hint is taken in clear by who wants TLS.
+            raise RemoteProtocolError(f"handshake: {kind} in clear")
         if kind == "challenge" and self.stage is Stage.WAITING and not mac:
             message.hex("nonce", 32)
             self.stage = Stage.CHALLENGED

@@ -36,6 +36,8 @@ class RefusedCode(Enum):
     """The server is stopping."""
     PROBED = "probed"
     """Nothing is wrong: the client only wanted to know whether its key is good."""
+    STALE = "stale"
+    """A newer attempt of the same run has already proven the key."""
     UNKNOWN = "unknown"
     """A code of a later version."""
 

@@ -40,6 +40,13 @@ class Receiver:
         self._session = session
         self._rest = 0
         self._rest_stream: Stream | None = None
+        self._known = 0
+        """Bytes at the front of the rest that came already."""
+
+    def forget_rest(self) -> None:
+        """The link is lost in the middle of a frame."""
+        self._rest = self._known = 0
+        self._rest_stream = None
 
     def receive(self, view: memoryview, end: int) -> int:
         """Take the first ``end`` bytes of ``view``; return how many were used up.
@@ -106,6 +113,10 @@ class Receiver:
 
     def _deliver(self, stream: Stream, data: memoryview) -> None:
         """Hand on the next bytes of a stream, as the hot path does."""
+        if self._known > 0:
+            known = min(self._known, len(data))
+            self._known -= known
+            data = data[known:]
         if stream.endpoint is DISCARD or not data:
             return
         stream.received += len(data)
@@ -123,9 +134,10 @@ class Receiver:
         stream = self._session.streams.get(stream_id)
         if stream is None:
             self._check_known(stream_id)
-        elif offset != stream.received or offset + size > stream.granted:
+        elif not _may_come(stream, offset, offset + size):
             self._session.fail_stream(stream)
             stream = None
+        self._known = stream.received - offset if stream is not None else 0
         self._rest = size - len(data)
         self._rest_stream = stream
         if stream is not None:
@@ -147,8 +159,12 @@ class Receiver:
             self._receive_for_session(frame_type, value, payload)
         elif frame_type == FrameType.OPEN:
             self._session.receive_open(stream_id, value, payload)
-        elif frame_type in (FrameType.SYNC, FrameType.STATE):
-            raise RemoteProtocolError("SYNC or STATE on a link that resumes nothing")
+        elif frame_type == FrameType.SYNC:
+            raise RemoteProtocolError("SYNC that is not the first frame of a resumed link")
+        elif frame_type == FrameType.STATE:
+            self._session.links.receive_state(
+                stream_id, value, int.from_bytes(payload[:8], "big"), payload[8]
+            )
         else:
             self._check_known(stream_id)
             if frame_type == FrameType.RESET:
@@ -170,4 +186,11 @@ class Receiver:
         elif frame_type == FrameType.PONG:
             self._session.handler.on_pong(value)
         else:
-            self._session.handler.on_goaway(int.from_bytes(payload, "big"))
+            self._session.receive_goaway(int.from_bytes(payload, "big"))
+
+
+def _may_come(stream: Stream, offset: int, end: int) -> bool:
+    """Whether DATA fits: the next bytes, or after a resume such as came already, no gap."""
+    received = stream.received
+    is_next = offset == received or offset < min(received, stream.repeats_to)
+    return is_next and end <= max(stream.granted, received)

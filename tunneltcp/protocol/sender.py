@@ -2,11 +2,12 @@
 
 Theory of operation
 -------------------
-What is to be sent waits in three places, served in this order: small answers (PONG, PING,
-RESET answers), CREDIT (one per stream, made when it is written, so it is always the latest),
-and streams that wait for their turn. A stream sends at most one frame of DATA a turn; its
-OPEN goes before its first DATA, its FIN or RESET behind the last. What was handed out can't
-be overtaken any more, so no more is handed out at once than one ``sendmsg`` takes.
+What is to be sent waits in three places, served in this order: small frames (what a resumed
+link begins with, PING, RESET answers, PONG), CREDIT (one per stream, made when it is written,
+so it is always the latest), and streams that wait for their turn. A stream sends at most one
+frame of DATA a turn; its OPEN goes before its first DATA, its FIN or RESET behind the last.
+What was handed out can't be overtaken any more, so no more is handed out at once than one
+``sendmsg`` takes.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from tunneltcp.protocol.frames import (
     DATA_HEADER,
     FIN_DELIVERED,
     HEADER_BYTES,
+    IS_RESET,
+    TYPE_SHIFT,
     FrameType,
     encode_frame,
 )
@@ -41,28 +44,29 @@ MAX_ANSWERS: Final = 65_536
 """Small answers that may wait (about 6 MB): as many as a peer has streams at most."""
 
 
+_CREDIT_TO_STATE: Final = (FrameType.STATE - FrameType.CREDIT) << TYPE_SHIFT
+
+
 class Sender:
     """The queue in front of a link.
 
     Args:
         arena: Where rings go back to.
-        on_reset_sent: Called with a stream whose RESET was handed out.
         on_rings_back: Called when rings went back to the arena.
     """
 
-    def __init__(
-        self,
-        arena: Arena,
-        on_reset_sent: Callable[[Stream], None],
-        on_rings_back: Callable[[], None],
-    ) -> None:
+    def __init__(self, arena: Arena, on_rings_back: Callable[[], None]) -> None:
         self._arena = arena
-        self._on_reset_sent = on_reset_sent
+        self.is_attached = False
+        """Whether there is a link; set by the session."""
         self._on_rings_back = on_rings_back
         self.ready: deque[Stream] = deque()
         """Streams that have something to send, in their turn."""
         self.retired: list[Ring] = []
         """Rings that buffers handed out may still point to."""
+        self.is_unwritten = False
+        """Whether something that was handed out may not be written yet; the driver takes this
+        back once all of it is. A peer that lies may acknowledge just that."""
         self._credits: list[Stream] = []
         self._answers: list[bytes] = []
         self._pong: int | None = None
@@ -98,6 +102,18 @@ class Sender:
             raise RemoteProtocolError("the peer makes us answer and does not read")
         self._answers.append(frame)
 
+    def greet(self, frames: list[bytes]) -> None:
+        """Send these whole frames before all else: the link is new (1.6 MB at most)."""
+        self._answers.append(b"".join(frames))
+
+    def retire(self, ring: Ring) -> None:
+        """Give a ring back as soon as nothing that was handed out can point into it."""
+        if self.is_unwritten:
+            self.retired.append(ring)
+        else:
+            self._arena.give(ring)
+            self._on_rings_back()
+
     def say(self, frame: bytes) -> None:
         """Send a small frame of our own; those are few."""
         self._answers.append(frame)
@@ -110,7 +126,7 @@ class Sender:
         """Make the last CREDIT of a stream that is about to be forgotten."""
         if stream.credit_due:
             self._credits.remove(stream)
-            self._answers.append(self._credit_frame(stream))
+            self._answers.append(self._credit_frame(stream, stream.credit_word))
 
     def clear(self) -> None:
         """The link is lost: nothing of this is sent any more."""
@@ -118,6 +134,7 @@ class Sender:
         self._credits.clear()
         self._answers.clear()
         self._pong = None
+        self.is_unwritten = False
         self._free_retired()
 
     def _free_retired(self) -> None:
@@ -133,14 +150,15 @@ class Sender:
         """
         if self.retired:
             self._free_retired()
+        self.is_unwritten = True
         out: list[bytes | memoryview] = []
         append = out.append
+        if self._answers:
+            out += self._answers[: MAX_BATCH_BUFFERS - 1]
+            del self._answers[: MAX_BATCH_BUFFERS - 1]
         if self._pong is not None:
             append(encode_frame(FrameType.PONG, 0, self._pong))
             self._pong = None
-        if self._answers:
-            out += self._answers[:MAX_BATCH_BUFFERS]
-            del self._answers[:MAX_BATCH_BUFFERS]
         if self._credits:
             self._append_credits(out)
         total = sum(map(len, out)) if out else 0
@@ -179,7 +197,18 @@ class Sender:
         self.batch_bytes = total
         return out
 
-    def _credit_frame(self, stream: Stream) -> bytes:
+    def state_frame(self, stream: Stream) -> bytes:
+        """Return the STATE of a stream; it replaces a CREDIT that is due."""
+        if stream.reset_code >= 0:
+            # What was read in front of the RESET is still to be sent, and then the RESET.
+            flags = FIN_DELIVERED if stream.fin_delivered else 0
+            if stream.acked == stream.head:
+                flags |= IS_RESET
+            word = stream.credit_word + _CREDIT_TO_STATE
+            return CREDIT_FRAME.pack(word, stream.delivered, stream.delivered, flags)
+        return self._credit_frame(stream, stream.credit_word + _CREDIT_TO_STATE)
+
+    def _credit_frame(self, stream: Stream, word: int) -> bytes:
         stream.credit_due = False
         delivered = stream.delivered
         stream.credit_at = delivered + stream.credit_step
@@ -187,12 +216,12 @@ class Sender:
         if stream.peer_fin < 0:
             stream.granted = limit
         flags = FIN_DELIVERED if stream.fin_delivered else 0
-        return CREDIT_FRAME.pack(stream.credit_word, delivered, limit, flags)
+        return CREDIT_FRAME.pack(word, delivered, limit, flags)
 
     def _append_credits(self, out: list[bytes | memoryview]) -> None:
         room = max(0, MAX_BATCH_BUFFERS - len(out))
         out.extend(
-            self._credit_frame(stream)
+            self._credit_frame(stream, stream.credit_word)
             for stream in self._credits[:room]
             if stream.endpoint is not DISCARD
         )
@@ -212,7 +241,6 @@ class Sender:
             stream.reset_sent = True
             payload = stream.reset_code.to_bytes(2, "big")
             out.append(encode_frame(FrameType.RESET, stream.id, 0, payload))
-            self._on_reset_sent(stream)
             return HEADER_BYTES + 2
         if stream.fin_sent:
             return 0

@@ -1,4 +1,4 @@
-"""All streams of one link: who is there, what each frame means, how much memory they get.
+"""All streams of one tunnel: who is there, what each frame means, how much memory they get.
 
 Theory of operation
 -------------------
@@ -7,6 +7,10 @@ endpoints of the streams, and writes what :meth:`Session.data_to_send` returns: 
 buffers for one ``sendmsg``, payloads straight from the rings. No event objects: a DATA frame
 costs a look-up, two comparisons and the call of its endpoint. Time is the driver's: it
 calls :meth:`sweep` every 20 ms while something is owed.
+
+A session outlives its links, and one object serves a worker for life; links.py has how it
+goes from one to the next. Streams may be opened, read, finished and reset at any time, also
+without a link: the peer is told when there is one.
 """
 
 from __future__ import annotations
@@ -17,13 +21,16 @@ from tunneltcp.protocol.errors import GoawayCode, RemoteProtocolError, ResetCode
 from tunneltcp.protocol.frames import (
     FIN_DELIVERED,
     MAX_OFFSET,
+    MAX_STREAMS,
     FrameType,
     check_open,
     encode_frame,
 )
+from tunneltcp.protocol.links import Links
 from tunneltcp.protocol.receiver import Receiver
 from tunneltcp.protocol.sender import Sender
 from tunneltcp.protocol.stream import DISCARD, Endpoint, Stream
+from tunneltcp.protocol.table import ERROR_SEEN, FLAGS
 from tunneltcp.protocol.windows import FIRST_WINDOW_BYTES, MIN_WINDOW_BYTES, Windows
 
 if TYPE_CHECKING:
@@ -41,10 +48,6 @@ SWEEP_SECONDS: Final = 0.02
 pauses inside an answer, short against those between two."""
 
 
-MAX_RESETTING: Final = 65_536
-"""Streams that we reset and the peer has not answered: as many as there are records."""
-
-
 class SessionHandler(Protocol):
     """What the driver of a session wants to know."""
 
@@ -57,33 +60,38 @@ class SessionHandler(Protocol):
     def on_goaway(self, code: int) -> None:
         """The peer opens, or takes, no new streams."""
 
+    def on_resumed(self, streams: int, again_bytes: int) -> None:
+        """The peer has told how far it is: so many streams go on, so many bytes go again."""
+
 
 class Session:
-    """One end of a session.
+    """One end of a session; without a link at first.
 
     Args:
         opens: Whether this side opens the streams (the server does).
-        first_limit: What the peer's HELLO lets us send before its first CREDIT; used by
-            the side that opens.
         max_streams: Streams at the same time; more are reset.
     """
 
+    handler: SessionHandler
+    """The driver of the link; who makes a new link sets it."""
+
     def __init__(
         self,
-        handler: SessionHandler,
+        handler: SessionHandler | None = None,
         *,
         opens: bool,
         arena: Arena,
         table: StreamTable,
-        first_limit: int,
         max_streams: int,
     ) -> None:
         # What HELLO granted cannot be taken back, so a client never gives less than that.
         least = MIN_WINDOW_BYTES if opens else FIRST_WINDOW_BYTES
         self.windows = Windows(arena.budget_bytes, max_streams, least)
-        self.handler = handler
-        self._opens = opens
-        self._first_limit = first_limit
+        if handler is not None:
+            self.handler = handler
+        self.opens = opens
+        self.first_limit = 0
+        """What the peer's HELLO lets us send on a new stream; used by the side that opens."""
         self.arena = arena
         self.table = table
         self.streams: dict[int, Stream] = {}
@@ -97,17 +105,28 @@ class Session:
         self.starved: list[Stream] = []
         """Streams that wait for a ring because the budget is used up."""
         self.owing: list[Stream] = []
-        self.sender = Sender(arena, self._free, self.feed_starved)
-        self._receiver = Receiver(self)
-        self.receive = self._receiver.receive
-        """See :meth:`Receiver.receive`."""
+        self.goaway_frame: bytes | None = None
+        """What a draining side says at the beginning of each link."""
+        self.peer_leaves = False
+        self.sender = Sender(arena, self.feed_starved)
+        self.receiver = Receiver(self)
+        self.receive = self.receiver.receive
+        """See :meth:`Receiver.receive`; on a resumed link another, until SYNC came."""
         self.data_to_send = self.sender.data_to_send
         """See :meth:`Sender.data_to_send`."""
+        self.links = Links(self)
+        self.begin = self.links.begin
+        self.resume = self.links.resume
+        self.detach = self.links.detach
+        self.abandon = self.links.abandon
+        self.abort_all = self.links.abort_all
 
     # ------------------------------------------------------------------ streams
 
     def open_stream(self, endpoint: Endpoint, cookie: int, addresses: bytes) -> Stream | None:
         """Open a stream for a visitor; None if there is no room for another.
+
+        While there is no link, or the peer is leaving, OPEN waits.
 
         Args:
             endpoint: What the stream moves bytes to and from.
@@ -123,16 +142,30 @@ class Session:
             self,
             stream_id,
             record,
-            limit=self._first_limit,
+            limit=self.first_limit,
             granted=window,
             window=window,
-            open_payload=addresses,
+            addresses=addresses,
         )
         stream.use(endpoint)
+        stream.open_payload = addresses
         self.last_id = stream_id
         self.streams[stream_id] = stream
-        self.sender.enqueue(stream)
+        if self.can_open:
+            self.sender.enqueue(stream)
+        else:
+            stream.queued = True
         return stream
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether there is a link."""
+        return self.sender.is_attached
+
+    @property
+    def can_open(self) -> bool:
+        """Whether an OPEN may go out now: there is a peer, it stays, and it has said SYNC."""
+        return self.is_attached and not self.peer_leaves and not self.links.awaits_sync
 
     def reset_stream(self, stream: Stream, code: ResetCode) -> None:
         """End a stream by RESET from our side; its endpoint is let go of, not called."""
@@ -141,11 +174,12 @@ class Session:
         self.resets += 1
         del self.streams[stream.id]
         self._part(stream)
+        stream.words[stream.record + FLAGS] |= ERROR_SEEN
         stream.reset_code = code
         if stream.open_payload is not None:  # the peer has never heard of it
             stream.open_payload = None
             stream.silence()
-            self._free(stream)
+            self.free(stream)
             return
         self.resetting[stream.id] = stream
         self.sender.enqueue(stream)
@@ -172,13 +206,13 @@ class Session:
         self.reset_stream(stream, ResetCode.STREAM_ERROR)
         endpoint.abort(ResetCode.STREAM_ERROR)
 
-    def _free(self, stream: Stream) -> None:
+    def free(self, stream: Stream) -> None:
         """Give back what a stream holds: the record, and the ring once nothing is queued."""
-        if stream.ring is not None:
-            self.sender.retired.append(stream.ring)
-            stream.ring = None
+        ring, stream.ring = stream.ring, None
         self.table.give(stream.record)
         stream.record = _SPARE_RECORD
+        if ring is not None:
+            self.sender.retire(ring)
 
     def forget_if_over(self, stream: Stream) -> None:
         """Forget the stream if both FINs were delivered and we know it of ours."""
@@ -187,54 +221,17 @@ class Session:
             del self.streams[stream.id]
             endpoint = self._part(stream)
             endpoint.close()
-            self._free(stream)
+            self.free(stream)
 
-    def take_unanswered(self) -> list[Stream]:
-        """The link is lost: take out the streams whose OPEN the peer never answered.
-
-        Each keeps its endpoint and, in its ring, all bytes it has read: :meth:`reopen` lets
-        it begin anew in another session.
-        """
-        taken = [s for s in self.streams.values() if not s.confirmed and not s.received]
-        for stream in taken:
-            del self.streams[stream.id]
-            endpoint = self._part(stream)
-            self._over_read -= stream.head  # counted where it begins anew
-            self.table.give(stream.record)
-            stream.endpoint = endpoint
-        return taken
-
-    def reopen(self, old: Stream, cookie: int, addresses: bytes) -> Stream | None:
-        """Open a stream for a visitor that another session could not open.
-
-        Returns:
-            None if there is no room; the ring is given back then.
-        """
-        stream = self.open_stream(old.endpoint, cookie, addresses)
-        if stream is None:
-            if old.ring is not None:
-                self.arena.give(old.ring)
-                old.ring = None
-            return None
-        stream.inherit(old)
-        return stream
-
-    def abort_all(self, code: ResetCode) -> None:
-        """The link is lost and will not be resumed: reset every endpoint, free everything."""
-        streams = list(self.streams.values())
-        self.streams.clear()
-        self.resets += len(streams)
-        for stream in streams:
-            endpoint = self._part(stream)
-            endpoint.abort(code)
-            self._free(stream)
-        for stream in self.resetting.values():
-            if not stream.reset_sent:
-                self._free(stream)
-        self.resetting.clear()
-        self.owing.clear()
-        self.starved.clear()
-        self.sender.clear()
+    def drop_stream(self, stream: Stream, code: int) -> None:
+        """The stream is over, and there is nobody to tell it but its endpoint."""
+        self.resets += 1
+        del self.streams[stream.id]
+        stream.open_payload = None
+        endpoint = self._part(stream)
+        stream.silence()
+        endpoint.abort(code)
+        self.free(stream)
 
     # ------------------------------------------------------------------ credit
 
@@ -276,22 +273,25 @@ class Session:
 
     def goaway(self, code: GoawayCode) -> None:
         """Tell the peer that no new streams are opened, or taken, any more."""
-        payload = code.to_bytes(2, "big")
-        self.sender.say(encode_frame(FrameType.GOAWAY, 0, self.last_id, payload))
+        frame = encode_frame(FrameType.GOAWAY, 0, self.last_id, code.to_bytes(2, "big"))
+        if code == GoawayCode.DRAINING:
+            self.goaway_frame = frame  # said again on each link that follows
+        if self.is_attached:
+            self.sender.say(frame)
 
     # ------------------------------------------------------- what the peer's frames mean
 
     def receive_open(self, stream_id: int, limit: int, payload: bytes) -> None:
         """OPEN: a visitor is there (client only)."""
         check_open(payload)
-        if self._opens:
+        if self.opens:
             raise RemoteProtocolError("the peer opened a stream; only a server does")
         if limit > MAX_OFFSET or stream_id == 0:
             raise RemoteProtocolError(f"OPEN with limit {limit} for stream {stream_id}")
         if stream_id <= self.last_id:
             return
         self.last_id = stream_id
-        if self.table.is_full or len(self.resetting) >= MAX_RESETTING:
+        if self.table.is_full or len(self.resetting) >= MAX_STREAMS:
             raise RemoteProtocolError("the peer opens streams and does not take their RESETs")
         window = self.windows.take()
         if window is None:
@@ -305,8 +305,8 @@ class Session:
             limit=limit,
             granted=window,
             window=window,
-            open_payload=None,
         )
+        self.table.note_id(stream_id)
         self.streams[stream_id] = stream
         self.sender.owe_credit(stream)
         endpoint = self.handler.on_open(stream, payload)
@@ -324,11 +324,16 @@ class Session:
         ):
             self.fail_stream(stream)
             return
-        stream.confirmed = True
+        if not stream.confirmed:
+            stream.confirm()
         if limit > stream.limit:
             stream.limit = limit
             if stream.sent < stream.head:
                 self.sender.enqueue(stream)
+        self.acknowledge(stream, delivered, fin_delivered=fin_delivered)
+
+    def acknowledge(self, stream: Stream, delivered: int, *, fin_delivered: bool) -> None:
+        """The far socket took this much of the stream: room for more."""
         if delivered > stream.acked:
             stream.acked = delivered
             if delivered == stream.head:
@@ -345,7 +350,6 @@ class Session:
         if final != stream.received or stream.peer_fin not in (-1, final):
             self.fail_stream(stream)
         elif stream.peer_fin < 0:
-            stream.confirmed = True
             stream.peer_fin = final
             stream.granted = -1  # whatever still comes is unusual
             stream.endpoint.deliver_fin()
@@ -355,17 +359,22 @@ class Session:
         if code == ResetCode.ANSWER:
             stream = self.resetting.get(stream_id)
             if stream is not None and stream.reset_sent:
-                del self.resetting[stream_id]
+                self.forget_reset(stream)
             return
         self._answer_reset(stream_id, ResetCode.ANSWER)
-        stream = self.streams.pop(stream_id, None)
+        stream = self.streams.get(stream_id)
         if stream is not None:
-            self.resets += 1
-            stream.open_payload = None
-            endpoint = self._part(stream)
-            stream.silence()
-            endpoint.abort(code)
-            self._free(stream)
+            self.drop_stream(stream, code)
+
+    def forget_reset(self, stream: Stream) -> None:
+        """The peer knows that we reset this stream, or has forgotten it."""
+        del self.resetting[stream.id]
+        self.free(stream)
+
+    def receive_goaway(self, code: int) -> None:
+        """GOAWAY: visitors that come from now on wait for the next session."""
+        self.peer_leaves = True
+        self.handler.on_goaway(code)
 
     def _answer_reset(self, stream_id: int, code: ResetCode) -> None:
         payload = code.to_bytes(2, "big")

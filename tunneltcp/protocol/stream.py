@@ -17,6 +17,11 @@ whatever was granted and not delivered is bounded by the window::
 
 All numbers are absolute offsets in their direction. A stream ends when both FINs were
 delivered and both sides know it, or by RESET; the session forgets it then, never earlier.
+
+A stream outlives its link. What was sent and not delivered is still in the ring; what came
+and was not delivered is dropped, since the peer still has it. While there is no link, and
+until the peer has told how far it is, ``queued`` keeps the stream out of the line of those
+that send; its socket is read on, until the ring is full.
 """
 
 from __future__ import annotations
@@ -68,6 +73,9 @@ class Endpoint(Protocol):
     def resume_reading(self) -> None:
         """There is room again, after :meth:`Stream.fill` found none."""
 
+    def drop_waiting(self) -> None:
+        """The link is lost: forget the bytes kept, and a FIN behind them; both come again."""
+
     def abort(self, code: int) -> None:
         """The stream is over by RESET: reset the socket and let go of it."""
 
@@ -88,6 +96,9 @@ class _Discard:
     def resume_reading(self) -> None:
         pass
 
+    def drop_waiting(self) -> None:
+        pass
+
     def abort(self, code: int) -> None:
         del code
 
@@ -103,6 +114,7 @@ class Stream:
 
     __slots__ = (
         "acked",
+        "addresses",
         "confirmed",
         "credit_at",
         "credit_due",
@@ -130,6 +142,7 @@ class Stream:
         "ready",
         "received",
         "record",
+        "repeats_to",
         "reset_code",
         "reset_sent",
         "ring",
@@ -150,7 +163,7 @@ class Stream:
         limit: int,
         granted: int,
         window: int,
-        open_payload: bytes | None,
+        addresses: bytes = b"",
     ) -> None:
         self.session = session
         self.id = stream_id
@@ -163,10 +176,12 @@ class Stream:
         self.data_word = FrameType.DATA << 28 | stream_id >> 32
         self.id_word = stream_id & 0xFFFFFFFF
         self.credit_word = FrameType.CREDIT << 60 | 9 << SIZE_SHIFT | stream_id
-        self.open_payload = open_payload
-        """What OPEN will carry; None once it is out, and on the side that was opened."""
+        self.addresses = addresses
+        """The payload of OPEN, until the peer has answered; empty on the other side."""
+        self.open_payload: bytes | None = None
+        """What OPEN will carry; None once it is out."""
         self.queued = False
-        """Waits for its turn to send."""
+        """Waits for its turn to send; or may not send at all now, and is in no line."""
         # The sending half.
         self.head = 0
         self.sent = 0
@@ -193,6 +208,8 @@ class Stream:
         self.fin_delivered = False
         self.confirmed = False
         """The peer has answered our OPEN."""
+        self.repeats_to = 0
+        """Bytes before this offset may come again on a resumed link; they are dropped."""
         self.reset_code = -1
         self.reset_sent = False
 
@@ -269,18 +286,38 @@ class Stream:
         self.sent = self.limit = self.head
         self.fin_at = self.reset_code = -1
 
+    def confirm(self) -> None:
+        """The peer knows the stream: OPEN will not be sent again."""
+        self.confirmed = True
+        self.addresses = b""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the peer has shown that it knows this stream."""
+        return self.confirmed or self.received > 0 or self.peer_fin >= 0
+
     def store_cookie(self, cookie: int) -> None:
         """Store the kernel's name for the socket that this stream has now."""
         self.words[self.record + COOKIE] = cookie
 
-    def inherit(self, old: Stream) -> None:
-        """Go on with what ``old`` has read; nobody has got a byte of it."""
-        self.ring, old.ring = old.ring, None
-        self.head = old.head
-        self.fin_at = old.fin_at
-        self.words[self.record + RING_WORD] = self.ring.word if self.ring is not None else 0
-        self.words[self.read_word] = self.head
-        self.words[self.record + FLAGS] = END_READ if self.fin_at >= 0 else 0
+    # -------------------------------------------------------- the session outlives a link
+
+    def detach(self) -> None:
+        """The link is lost: send nothing, and drop what came and was not delivered."""
+        self.queued = True
+        self.credit_due = self.owing = False
+        if self.received != self.delivered or (self.peer_fin >= 0 and not self.fin_delivered):
+            self.endpoint.drop_waiting()
+            self.received = self.delivered
+            self.peer_fin = -1
+
+    def rewind(self, delivered: int, limit: int) -> int:
+        """Go on sending behind what the peer has; return how many bytes go out again."""
+        again = self.sent - delivered
+        self.queued = False
+        self.sent = delivered
+        self.limit = limit
+        return again
 
     # ------------------------------------------------------- the endpoint delivers
 
@@ -336,7 +373,7 @@ class Stream:
         self.words[self.record + RING_WORD] = larger.word
         self.ring = larger
         self.ring_bytes = size
-        self.session.sender.retired.append(ring)
+        self.session.sender.retire(ring)
         return larger
 
     def _release_if_empty(self) -> None:
@@ -346,13 +383,9 @@ class Stream:
             self.session.feed_starved()
 
     def release_ring(self) -> None:
-        """All that was read is delivered, says the peer: let go of the ring.
-
-        It is retired and not given back at once: a peer that lies may mean bytes which were
-        handed out and are not written yet.
-        """
+        """All that was read is delivered, says the peer: let go of the ring."""
         if self.ring is not None:
-            self.session.sender.retired.append(self._drop_ring(self.ring))
+            self.session.sender.retire(self._drop_ring(self.ring))
 
     def _drop_ring(self, ring: Ring) -> Ring:
         self.words[self.record + RING_WORD] = 0

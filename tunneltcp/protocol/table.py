@@ -75,11 +75,29 @@ class StreamTable:
         self.words[_NEXT_ID] = stream_id + 1
         return stream_id
 
+    def note_id(self, stream_id: int) -> None:
+        """The peer opened this stream; its record is complete."""
+        self.words[_NEXT_ID] = stream_id + 1
+
     def set_session(self, session_id: bytes, epoch: int) -> None:
-        """Store which session the records belong to."""
+        """Store which session the records belong to, and which of its links this is."""
         self.words[_SESSION] = int.from_bytes(session_id[:8], "big")
         self.words[_SESSION + 1] = int.from_bytes(session_id[8:16], "big")
         self.words[_EPOCH] = epoch
+
+    @property
+    def epoch(self) -> int:
+        """Which link of its session the last one was, counted from 1."""
+        return self.words[_EPOCH]
+
+    @property
+    def attempt(self) -> int:
+        """Client: the number in the last HELLO. Server: that of the last right PROOF."""
+        return self.words[_ATTEMPT]
+
+    def set_attempt(self, attempt: int) -> None:
+        """Store the number of an attempt that has proven the key; before WELCOME."""
+        self.words[_ATTEMPT] = attempt
 
     def raise_attempt(self) -> int:
         """Return a number for the next HELLO, higher than all before it."""

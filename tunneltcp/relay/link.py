@@ -1,4 +1,4 @@
-"""The link: one connection that carries a session.
+"""The link: one connection that carries a session, until the next one does.
 
 Theory of operation
 -------------------
@@ -6,7 +6,8 @@ What comes is received into one large buffer, which the session works through in
 What is to go is asked from the session once per turn of the loop and written with one
 ``sendmsg``; what the kernel would not take waits here, and nothing more is asked for until
 it is gone, so the queue in front of a new frame stays short. Reading never waits for
-writing.
+writing. The session is the owner's and outlives the link: who makes a link calls
+``session.begin`` or ``session.resume`` before :meth:`Link.start`; a link that ends detaches it.
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Protocol
 
 from tunneltcp.net.loop import READ, WRITE
-from tunneltcp.net.sockopt import gather_send, prepare_link
-from tunneltcp.protocol.errors import GoawayCode, RemoteProtocolError, ResetCode
+from tunneltcp.net.sockopt import gather_send
+from tunneltcp.protocol.errors import GoawayCode, RemoteProtocolError
 from tunneltcp.protocol.liveness import Liveness, Verdict
-from tunneltcp.protocol.session import SWEEP_SECONDS, Session
+from tunneltcp.protocol.session import SWEEP_SECONDS
 
 if TYPE_CHECKING:
-    import socket
-
     from tunneltcp.net.loop import Loop, Timer
+    from tunneltcp.net.transport import Transport
+    from tunneltcp.protocol.session import Session
     from tunneltcp.protocol.stream import Endpoint, Stream
-    from tunneltcp.relay.memory import ReceiveBuffer, TunnelMemory
+    from tunneltcp.relay.memory import ReceiveBuffer
 
 __all__ = ["Link", "LinkOwner"]
 
@@ -55,8 +56,11 @@ class LinkOwner(Protocol):
     def on_goaway(self, link: Link, code: int) -> None:
         """The peer opens, or takes, no new streams."""
 
-    def on_lost(self, link: Link, reason: str, unanswered: list[Stream]) -> None:
-        """The link is over: its socket is closed, its streams reset but the unanswered ones."""
+    def on_resumed(self, link: Link, streams: int, again_bytes: int) -> None:
+        """The session goes on over this link: so many streams, so many bytes sent again."""
+
+    def on_lost(self, link: Link, reason: str) -> None:
+        """The link is over, its socket closed; the session waits for the next one."""
 
 
 class Link:
@@ -65,40 +69,31 @@ class Link:
     def __init__(
         self,
         loop: Loop,
-        sock: socket.socket,
+        transport: Transport,
         owner: LinkOwner,
-        memory: TunnelMemory,
+        session: Session,
         buffer: ReceiveBuffer,
         *,
         peer: str,
-        opens: bool,
-        first_limit: int,
-        max_streams: int,
         idle_ping_seconds: float,
     ) -> None:
-        prepare_link(sock)
         self._loop = loop
-        self._sock = sock
-        self._fd = sock.fileno()
+        self._transport = transport
+        self._fd = transport.fileno()
         self._owner = owner
-        self._opens = opens
         self._buffer = buffer
-        self._receive_into = sock.recv_into
-        self._sendmsg = gather_send(sock)
+        self._receive_into = transport.recv_into
+        self._sendmsg = gather_send(transport)
         self._pending = _NOTHING
         self._kept = b""
         self._writing = False
         self.is_open = True
         self.peer = peer
         self.rtt_seconds = 0.0
-        self.session = Session(
-            self,
-            opens=opens,
-            arena=memory.arena,
-            table=memory.table,
-            first_limit=first_limit,
-            max_streams=max_streams,
-        )
+        self.session = session
+        session.handler = self
+        self.ends_session = False
+        """Whether the session is over with this link: it broke, or a side said GOAWAY."""
         self._liveness = Liveness(idle_ping_seconds, loop.now)
         self._life_timer: Timer | None = None
         self._sweeping = False
@@ -164,6 +159,7 @@ class Link:
         try:
             used = self.session.receive(view, end)
         except RemoteProtocolError as error:
+            self.ends_session = True
             self.session.goaway(GoawayCode.PROTOCOL_ERROR)
             self.flush()
             self.lose(f"protocol error: {error}")
@@ -199,6 +195,7 @@ class Link:
                 self._pending = pending
                 break
             self._pending = _NOTHING
+            session.sender.is_unwritten = False
             if not session.sender.has_output:
                 break
         wanted = bool(self._pending) or session.sender.has_output
@@ -275,33 +272,32 @@ class Link:
 
     def on_goaway(self, code: int) -> None:
         """Pass it on."""
+        self.ends_session = True
         self._owner.on_goaway(self, code)
+
+    def on_resumed(self, streams: int, again_bytes: int) -> None:
+        """Pass it on."""
+        self._owner.on_resumed(self, streams, again_bytes)
 
     # ------------------------------------------------------------------------- end
 
-    def close(self) -> list[Stream]:
-        """End the link: its streams are reset, its owner is not called.
-
-        Returns:
-            The streams that the peer never heard of, or never answered; they live on.
-        """
+    def close(self) -> None:
+        """End the link: its session waits for the next one, its owner is not called."""
         if not self.is_open:
-            return []
+            return
         self.is_open = False
         if self._life_timer is not None:
             self._life_timer.cancel()
         self._loop.unregister(self._fd)
-        self._sock.close()
+        self._transport.close()
         self._pending = _NOTHING
-        unanswered = self.session.take_unanswered() if self._opens else []
-        self.session.abort_all(ResetCode.CANCELLED)
-        return unanswered
+        self.session.detach()
 
     def lose(self, reason: str) -> None:
         """End the link as if it had failed: its owner is told."""
         if self.is_open:
-            unanswered = self.close()
-            self._owner.on_lost(self, reason, unanswered)
+            self.close()
+            self._owner.on_lost(self, reason)
 
 
 def _drop_sent(buffers: list[bytes | memoryview], count: int) -> None:

@@ -96,15 +96,6 @@ class Relay:
         self.stream = stream
         self._watch(READ)
 
-    def pause(self) -> None:
-        """The link is lost before anybody saw this visitor: read nothing, and wait."""
-        self._watch(0)
-
-    def start_again(self, stream: Stream) -> None:
-        """Go on with a stream that inherited what was read."""
-        self.stream = stream
-        self._watch(READ if stream.fin_at < 0 else 0)
-
     @property
     def waiting_bytes(self) -> int:
         """Bytes that came for this socket and that it would not take yet."""
@@ -202,6 +193,17 @@ class Relay:
         """There is room in the ring again."""
         self._watch(self._mask | READ)
 
+    def drop_waiting(self) -> None:
+        """The link is lost: what the socket would not take comes again."""
+        self._out.clear()
+        self._fin_waits = False
+        self._watch(self._mask & ~WRITE)
+
+    def reset(self, code: ResetCode) -> None:
+        """End it from this side: the stream is reset, and the socket."""
+        self.stream.reset(code)
+        self.abort(code)
+
     def abort(self, code: int) -> None:
         """Reset the socket: closing it does, as it was prepared."""
         self.ended = self.ended or code
@@ -230,9 +232,8 @@ class Relay:
         with contextlib.suppress(OSError):
             while stream.fill(self._receive_into) > 0:
                 pass
-        stream.reset(ResetCode.CANCELLED)
         self.ended = FAILED
-        self.abort(ResetCode.CANCELLED)
+        self.reset(ResetCode.CANCELLED)
 
 
 def _not_connected(data: bytearray | memoryview) -> int:

@@ -10,16 +10,19 @@ them.
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, Any, Final
 
 from loguru import logger
 
 from tunneltcp.control.counters import Counter, LinkState
+from tunneltcp.control.keys import read_keys
 from tunneltcp.errors import ExitCode
 from tunneltcp.log import Throttle, dropped_lines, log_access
 from tunneltcp.net.loop import Loop
-from tunneltcp.protocol.errors import ResetCode
+from tunneltcp.protocol.errors import GoawayCode, ResetCode
+from tunneltcp.protocol.session import Session
 from tunneltcp.relay.memory import receive_buffer
 from tunneltcp.workers.host import MasterHost
 from tunneltcp.workers.visitors import Visitors, describe_end, find
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tunneltcp.control.context import WorkerContext
+    from tunneltcp.net.loop import Timer
     from tunneltcp.relay.link import Link
     from tunneltcp.workers.host import Host
     from tunneltcp.workers.visitors import Visitor
@@ -57,6 +61,15 @@ class Worker:
         self.counters = self.host.map_counters()
         self.keys = context.keys
         """Keys that are good now, the preferred one first."""
+        self.session = Session(
+            opens=self.is_server,
+            arena=self.memory.arena,
+            table=self.memory.table,
+            max_streams=context.max_visitors,
+        )
+        self.session_id = ""
+        """The session that may be resumed; empty if there is none."""
+        self._grace_timer: Timer | None = None
         self.link: Link | None = None
         self.link_key = b""
         """The one that the link was made with."""
@@ -68,6 +81,7 @@ class Worker:
         self._done_out = 0
         self._done_resets = 0
         self._lost_since = 0.0
+        self._away_seconds = 0.0
         self._own_descriptors = 0
         self._throttle = Throttle()
 
@@ -99,15 +113,19 @@ class Worker:
         raise NotImplementedError
 
     def leave(self, code: ExitCode = ExitCode.DONE) -> None:
-        """Leave at the end of this turn."""
-        self._exit_code = code
+        """Leave at the end of this turn; the other side need not wait for us."""
+        is_first, self._exit_code = self._exit_code is None, code
+        if is_first and self.link is not None and self.session.goaway_frame is None:
+            self.session.goaway(GoawayCode.DRAINING)
+            self.link.flush()
         self.loop.stop()
 
     def close(self) -> None:
         """Let go of everything; for who runs a worker inside another process."""
         if self.link is not None:
-            self._close_books(self.link)
             self.link.close()
+        self._store_counters()
+        self.session.abort_all(ResetCode.STOPPING)
         self.host.close()
         self.loop.close()
 
@@ -117,12 +135,11 @@ class Worker:
 
     def _beat(self, next_beat: float) -> None:
         self.counters[Counter.BEAT_NS] = int(next_beat * 1e9)
-        if self.link is not None:
-            self._store_counters(self.link)
+        self._store_counters()
 
-    def _store_counters(self, link: Link) -> None:
+    def _store_counters(self) -> None:
         counters = self.counters
-        from_local, to_local = link.session.count_bytes()
+        from_local, to_local = self.session.count_bytes()
         if not self.is_server:
             from_local, to_local = to_local, from_local
         counters[Counter.BYTES_IN] = self._done_in + from_local
@@ -138,10 +155,9 @@ class Worker:
         counters = self.counters
         counters[Counter.LOG_DROPPED] = dropped_lines()
         counters[Counter.DESCRIPTORS] = self._own_descriptors + self.count_connections()
-        link = self.link
-        if link is not None:
-            counters[Counter.RTT_US] = int(link.rtt_seconds * 1e6)
-            counters[Counter.RESETS_TOTAL] = self._done_resets + link.session.resets
+        counters[Counter.RESETS_TOTAL] = self._done_resets + self.session.resets
+        if self.link is not None:
+            counters[Counter.RTT_US] = int(self.link.rtt_seconds * 1e6)
 
     def count_connections(self) -> int:
         """Return how many connections this worker holds now."""
@@ -178,8 +194,10 @@ class Worker:
             self.leave()
         elif kind == "addresses":
             self.on_addresses(message)
-        elif kind == "keys":
-            self._change_keys(message["keys"])
+        elif kind == "keys" and "fd" in message:
+            self._take_keys(message["fd"])
+        elif kind == "certificate" and "fd" in message:
+            self.on_certificate(message["fd"])
         elif kind == "who":
             self._tell_who(message)
         elif kind == "kick":
@@ -240,10 +258,21 @@ class Worker:
         """The host looked up a name for us."""
         del message
 
+    def on_certificate(self, fd: int) -> None:
+        """The master has another certificate for us; the descriptor is ours."""
+        os.close(fd)
+
     # ----------------------------------------------------------------------- link
 
-    def _change_keys(self, keys: tuple[bytes, ...]) -> None:
-        """Other keys are good from now on."""
+    def _take_keys(self, fd: int) -> None:
+        """Other keys may be good from now on; the descriptor with them is ours."""
+        try:
+            keys = read_keys(fd)
+        except OSError as error:
+            logger.error("the new keys cannot be read, the old ones stay: {}", error)
+            return
+        finally:
+            os.close(fd)
         if keys != self.keys:
             self.keys = keys
             self._show_key()
@@ -266,6 +295,7 @@ class Worker:
         self._show_link(LinkState.UP)
         seconds = self.loop.now - self._lost_since if self._lost_since else None
         self._lost_since = 0.0
+        self._away_seconds = seconds or 0.0
         self.tell(
             {
                 "type": "link",
@@ -279,8 +309,56 @@ class Worker:
             self.log.info("link up with {}", link.peer)
         else:
             self.log.info("link up with {} after {:.2f} s", link.peer, seconds)
+        self._set_grace_timer(link.session.links.is_settled)
         link.start(rest)
         link.ask_for_life()
+
+    def on_resumed(self, link: Link, streams: int, again_bytes: int) -> None:
+        """Both sides know how far the other is: nothing is lost."""
+        self._set_grace_timer(True)
+        self.counters[Counter.RESUMES_TOTAL] += 1
+        self.log.info(
+            "back with {} after {:.1f} s, {} streams resumed, {:.1f} MB sent again",
+            link.peer,
+            self._away_seconds,
+            streams,
+            again_bytes / 1e6,
+        )
+
+    def on_lost(self, link: Link, reason: str) -> None:
+        """The link is gone; its session waits for the next one, unless it is over."""
+        if link is not self.link:
+            return
+        self.drop_link(reason)
+        if link.ends_session or self.draining:
+            self.end_session()
+        else:
+            self._set_grace_timer(False)
+
+    def end_session(self) -> None:
+        """Nobody will come back to this session: reset all that the other side knew of."""
+        self._set_grace_timer(True)
+        self.session_id = ""
+        self.session.abandon(ResetCode.CANCELLED)
+
+    def _set_grace_timer(self, is_settled: bool) -> None:
+        """Without a link, or with one that is silent, a session waits only so long."""
+        if self._grace_timer is not None:
+            self._grace_timer.cancel()
+            self._grace_timer = None
+        if not is_settled:
+            seconds = self.context.resume_grace_seconds
+            self._grace_timer = self.loop.call_later(seconds, self._on_grace_over)
+
+    def _on_grace_over(self) -> None:
+        self._grace_timer = None
+        streams = len(self.session.streams)
+        if self.link is not None:
+            self.link.ends_session = True
+            self.link.lose("silent for too long")
+        else:
+            self.end_session()
+        self.log.info("nobody came back: {} streams were given up", streams)
 
     def drop_link(self, reason: str) -> None:
         """The link is over: keep the books and tell."""
@@ -288,19 +366,12 @@ class Worker:
         if link is None:
             return
         self.loop.on_turn = None
-        self._close_books(link)
+        self._store_counters()
         self._lost_since = self.loop.now
         self._show_link(LinkState.DOWN)
         self.counters[Counter.RTT_US] = 0
         self.tell({"type": "link", "state": "down", "peer": link.peer, "reason": reason})
         self.log.info("link with {} lost: {}", link.peer, reason)
-
-    def _close_books(self, link: Link) -> None:
-        self._store_counters(link)
-        self._done_in = self.counters[Counter.BYTES_IN]
-        self._done_out = self.counters[Counter.BYTES_OUT]
-        self._done_resets += link.session.resets
-        self.counters[Counter.RESETS_TOTAL] = self._done_resets
 
     def _show_link(self, state: LinkState) -> None:
         self.counters[Counter.LINK_STATE] = state
@@ -308,11 +379,13 @@ class Worker:
 
     def on_doubt(self, link: Link) -> None:
         """The link is silent for too long; a side does something about it."""
+        self._set_grace_timer(False)
         self._show_link(LinkState.DOUBTED)
         self.tell({"type": "link", "state": "doubted", "peer": link.peer, "reason": "silent"})
 
     def on_trust(self, link: Link) -> None:
         """The doubted link spoke again."""
+        self._set_grace_timer(link.session.links.is_settled)
         self._show_link(LinkState.UP)
         self.tell({"type": "link", "state": "up", "peer": link.peer, "reason": "spoke again"})
         self.log.info("link with {} spoke again", link.peer)

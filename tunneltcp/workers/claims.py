@@ -11,15 +11,19 @@ import os
 import socket
 from typing import TYPE_CHECKING, Final, Protocol
 
+from loguru import logger
+
 from tunneltcp import __version__
 from tunneltcp.advice import claim_trouble
 from tunneltcp.errors import RemoteProtocolError
 from tunneltcp.net.address import format_address, is_near
 from tunneltcp.net.loop import READ
 from tunneltcp.net.sockopt import prepare_link
+from tunneltcp.net.tls import TlsConnection, server_tls
 from tunneltcp.protocol.handshake import (
     HANDSHAKE_SECONDS,
     MAX_HANDSHAKE_BYTES,
+    NO_CERTIFICATE,
     ServerHandshake,
     Stage,
 )
@@ -27,7 +31,11 @@ from tunneltcp.protocol.messages import Hello, RefusedCode, encode_refused
 from tunneltcp.protocol.preface import PREFACE_BYTES, VERSION, parse_preface
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tunneltcp.net.loop import Loop, Timer
+    from tunneltcp.net.tls import ServerTls
+    from tunneltcp.net.transport import Transport
 
 __all__ = ["AGENT", "Claim", "ClaimOwner", "Claims"]
 
@@ -56,13 +64,14 @@ class Claim:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
         self._claims = claims
         self._loop = loop
-        self.sock = sock
+        self._sock = sock
         self._peer = address
+        self.transport: Transport = sock
         self.address = format_address(address)
         self._first = b""
         self._handshake: ServerHandshake | None = None
         self._timer: Timer = loop.call_later(HANDSHAKE_SECONDS, self._on_deadline)
-        loop.register(sock.fileno(), READ, self._on_readable)
+        loop.register(sock.fileno(), READ, self._on_preface)
         self.is_open = True
 
     @property
@@ -86,37 +95,65 @@ class Claim:
     def _on_deadline(self) -> None:
         self.end("it took too long over the handshake")
 
-    def _on_readable(self, events: int) -> None:
+    def _on_preface(self, events: int) -> None:
+        """Read 44 bytes and not one more: what follows may be TLS."""
         del events
-        try:
-            data = self.sock.recv(MAX_HANDSHAKE_BYTES)
-        except BlockingIOError:
+        data = self._receive(PREFACE_BYTES - len(self._first))
+        if data:
+            self._first += data
+            if len(self._first) == PREFACE_BYTES and self._check_preface(self._first):
+                self._go_on()
+
+    def _go_on(self) -> None:
+        tls = self._claims.tls
+        if tls is None:
+            self._expect_hello(NO_CERTIFICATE)
             return
+        connection = TlsConnection(self._sock, tls.context, server_side=True)
+        self.transport = connection
+        self._wait(lambda _events: self._on_tls(connection, tls.certificate_hash))
+
+    def _on_tls(self, connection: TlsConnection, certificate_hash: bytes) -> None:
+        """One step of the TLS handshake: at most a millisecond of our time."""
+        try:
+            done = connection.shake_hands()
         except OSError as error:
-            self.end(f"connection failed: {error.strerror}")
+            self.end(f"TLS failed: {error.strerror}")
             return
+        if done:
+            self._expect_hello(certificate_hash)
+            self._on_message(READ)  # HELLO may have come with the end of it
+
+    def _wait(self, callback: Callable[[int], None]) -> None:
+        self._loop.modify(self._sock.fileno(), READ, callback)
+
+    def _expect_hello(self, certificate_hash: bytes) -> None:
+        self._handshake = ServerHandshake(
+            self._first,
+            agent=AGENT,
+            port=self._claims.port,
+            keys=self._claims.keys,
+            nonce=os.urandom(32),
+            stand_in_key=os.urandom(32),
+            certificate_hash=certificate_hash,
+        )
+        self._wait(self._on_message)
+
+    def _on_message(self, events: int) -> None:
+        del events
+        handshake = self._handshake
+        assert handshake is not None, "set by _expect_hello"
+        data = self._receive(MAX_HANDSHAKE_BYTES)
         if not data:
-            self.end("closed in the handshake")
             return
+        decided = handshake.stage not in (Stage.WAITING, Stage.CHALLENGED)
         try:
-            self._receive(data)
+            if decided:  # frames before WELCOME
+                raise RemoteProtocolError("handshake: sent more before WELCOME")
+            handshake.receive(data)
         except RemoteProtocolError as error:
             self.end(str(error))
-
-    def _receive(self, data: bytes) -> None:
-        if self._handshake is None:
-            self._first += data
-            if len(self._first) < PREFACE_BYTES:
-                return
-            data = self._first[PREFACE_BYTES:]
-            if not self._check_preface(self._first[:PREFACE_BYTES]):
-                return
-        handshake = self._handshake
-        assert handshake is not None, "set by _check_preface"
-        decided = handshake.stage not in (Stage.WAITING, Stage.CHALLENGED)
-        if decided:  # frames before WELCOME
-            raise RemoteProtocolError("handshake: sent more before WELCOME")
-        handshake.receive(data)
+            return
         self._write(handshake.data_to_send())
         if handshake.is_proven and self.hello.probe:
             self.refuse(RefusedCode.PROBED)
@@ -124,6 +161,19 @@ class Claim:
             self._claims.owner.on_proven(self)
         elif handshake.stage is Stage.REFUSED:
             self.end(claim_trouble(RefusedCode.DENIED.value))
+
+    def _receive(self, size: int) -> bytes:
+        """Return what came, at most ``size`` bytes; empty if nothing did, or it is over."""
+        try:
+            data = self.transport.recv(size)
+        except BlockingIOError:
+            return b""
+        except OSError as error:
+            self.end(f"connection failed: {error.strerror}")
+            return b""
+        if not data:
+            self.end("closed in the handshake")
+        return data
 
     def _check_preface(self, first: bytes) -> bool:
         preface = parse_preface(first, self._claims.keys)
@@ -136,33 +186,24 @@ class Claim:
             code = RefusedCode.DENIED
         elif preface.version != VERSION:
             code = RefusedCode.VERSION
-        elif preface.tls:
+        elif preface.tls != (self._claims.tls is not None):
             code = RefusedCode.TLS
         if code is not None:
             self._write(encode_refused(code))
             self.end(reason or claim_trouble(code.value))
-            return False
-        self._handshake = ServerHandshake(
-            first,
-            agent=AGENT,
-            port=self._claims.port,
-            keys=self._claims.keys,
-            nonce=os.urandom(32),
-            stand_in_key=os.urandom(32),
-        )
-        return True
+        return code is None
 
     def _write(self, data: bytes) -> None:
         # A few hundred bytes into an empty socket: what does not fit never will.
         if data and self.is_open:
             with contextlib.suppress(OSError):
-                self.sock.send(data)
+                self.transport.sendmsg([data])
 
-    def welcome(self, session: str, epoch: int) -> bytes:
+    def welcome(self, session: str, epoch: int, *, resumed: bool) -> bytes:
         """Take the link; return what came behind the handshake. The socket is handed over."""
         handshake = self._handshake
         assert handshake is not None, "proven"
-        handshake.welcome(session, epoch)
+        handshake.welcome(session, epoch, resumed=resumed)
         self._write(handshake.data_to_send())
         self._let_go()
         return handshake.rest
@@ -179,7 +220,7 @@ class Claim:
     def _let_go(self) -> None:
         self.is_open = False
         self._timer.cancel()
-        self._loop.unregister(self.sock.fileno())
+        self._loop.unregister(self._sock.fileno())
         self._claims.forget(self)
 
     def end(self, reason: str) -> None:
@@ -188,9 +229,9 @@ class Claim:
             self._let_go()
             # Closing a socket with unread input resets it, and could destroy our answer.
             with contextlib.suppress(OSError):
-                self.sock.shutdown(socket.SHUT_WR)
-                self.sock.recv(MAX_HANDSHAKE_BYTES)
-            self.sock.close()
+                self._sock.shutdown(socket.SHUT_WR)
+                self._sock.recv(MAX_HANDSHAKE_BYTES)
+            self.transport.close()
             if reason:
                 self._claims.owner.on_refused(self.address, reason)
 
@@ -206,17 +247,26 @@ class Claims:
         owner: ClaimOwner,
         *,
         near_only: bool = False,
+        tls: ServerTls | None = None,
     ) -> None:
         self._loop = loop
         self.port = port
         self.keys = keys
         self.near_only = near_only
         """Whether links are taken from this machine alone."""
+        self.tls = tls
         self.owner = owner
         self._open: dict[Claim, None] = {}
 
     def __len__(self) -> int:
         return len(self._open)
+
+    def renew_tls(self, fd: int) -> None:
+        """Show another certificate from now on; handshakes that run keep theirs."""
+        try:
+            self.tls = server_tls(fd)
+        except (OSError, ValueError) as error:
+            logger.error("the new certificate cannot be used, the old one stays: {}", error)
 
     def add(self, sock: socket.socket, address: object) -> None:
         """A connection begins like a link."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tunneltcp.advice import Trouble, link_trouble, target_trouble
 from tunneltcp.control.counters import Counter
 from tunneltcp.net.address import format_address, literal_addresses, unpack_address
+from tunneltcp.net.tls import ClientTls, client_context
 from tunneltcp.protocol.errors import GoawayCode, ResetCode
 from tunneltcp.protocol.messages import Hello, RefusedCode
 from tunneltcp.protocol.stream import DISCARD
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from tunneltcp.control.context import WorkerContext
     from tunneltcp.net.address import SocketAddress
     from tunneltcp.net.loop import Timer
-    from tunneltcp.protocol.messages import Refusal
+    from tunneltcp.protocol.messages import Refusal, Welcome
     from tunneltcp.protocol.stream import Endpoint, Stream
     from tunneltcp.workers.host import Host
 
@@ -51,6 +52,7 @@ class ClientWorker(Worker):
 
     def __init__(self, context: WorkerContext, host: Host | None = None) -> None:
         super().__init__(context, host)
+        self._tls = client_tls(context) if context.tls else None
         self._server_addresses = literal_addresses(context.server_host, context.link_port)
         self._target_addresses = literal_addresses(context.target_host, context.target_port)
         self._resolve_after: dict[tuple[str, int], float] = {}
@@ -145,7 +147,10 @@ class ClientWorker(Worker):
         self._dial_timer = self.loop.call_later(seconds, self._dial)
 
     def _wants_link(self) -> bool:
-        return not self.draining and (self.link is None or self.link.is_doubted)
+        if self.draining:
+            return False
+        link = self.link
+        return link is None or link.is_doubted or self.link_key != self.keys[0]
 
     def _dial(self) -> None:
         """Start one attempt beside those that are pending, and come back."""
@@ -175,11 +180,11 @@ class ClientWorker(Worker):
             run_id=self.context.run_id,
             port=self.context.port,
             window=FIRST_WINDOW_BYTES,
-            session=None,
+            session=self.session_id or None,
             attempt=self.memory.table.raise_attempt(),
         )
         try:
-            attempt = Attempt(self.loop, address, hello, self.keys[0], self)
+            attempt = Attempt(self.loop, address, hello, self.keys[0], self, tls=self._tls)
         except OSError as error:  # no descriptor, no such address family
             self._tell_no_link(Trouble.OTHER, format_address(address[1]), str(error.strerror))
             return
@@ -198,13 +203,24 @@ class ClientWorker(Worker):
         for attempt in self._attempts:
             if attempt.is_challenged:
                 attempt.prove()
+                self._cancel_older(attempt)
                 return
+
+    def _cancel_older(self, proving: Attempt) -> None:
+        """From now on the server takes no attempt with a lower number."""
+        for attempt in [one for one in self._attempts if one.number < proving.number]:
+            self._attempts.remove(attempt)
+            attempt.cancel()
 
     def on_failure(
         self, attempt: Attempt, trouble: Trouble, detail: str, refusal: Refusal | None
     ) -> None:
         """Another attempt follows in its time; only a refusal makes us slower."""
         self._attempts.remove(attempt)
+        if refusal is not None and refusal.code is RefusedCode.STALE:
+            self._dial_soon(0.0)
+            self._prove_one()
+            return
         count = len(self._server_addresses)
         untried = refusal is None and count > 0 and self._next_address % count > 0
         # One address of several is no reason for alarm, nor is a doubted link that still is.
@@ -228,29 +244,33 @@ class ClientWorker(Worker):
         address = attempt.where.rpartition(":")[0].strip("[]")
         return f"{named} ({address})"
 
-    def on_welcome(self, attempt: Attempt, rest: bytes) -> None:
+    def on_welcome(self, attempt: Attempt, welcome: Welcome, rest: bytes) -> None:
         """The first of all that speaks is the link."""
         self._attempts.remove(attempt)
         self._cancel_attempts()
         if self.link is not None:
             self.link.close()
-            self.drop_link("silent, replaced by a new one")
+            why = "silent" if self.link.is_doubted else "its key is an old one"
+            self.drop_link(f"{why}, replaced by a new one")
         self._refusals = 0
         others = [one for one in self._server_addresses if one != attempt.address]
         self._server_addresses = [attempt.address, *others]
         self._next_address = 0
         link = Link(
             self.loop,
-            attempt.sock,
+            attempt.transport,
             self,
-            self.memory,
+            self.session,
             self.buffer,
             peer=attempt.where,
-            opens=False,
-            first_limit=0,
-            max_streams=self.context.max_visitors,
             idle_ping_seconds=self.context.idle_ping_seconds,
         )
+        if welcome.resumed and welcome.session == attempt.session:
+            self.session.resume()
+        else:
+            self.session.begin()
+        self.session_id = welcome.session
+        self.memory.table.set_session(bytes.fromhex(welcome.session), welcome.epoch)
         self.use_link(link, attempt.key, rest, "")
 
     def _cancel_attempts(self) -> None:
@@ -264,21 +284,12 @@ class ClientWorker(Worker):
     # ------------------------------------------------------------------------- link
 
     def on_keys(self) -> None:
-        """Other keys are good: what is dialled uses them, and soon the link."""
+        """Other keys are good: dial with the preferred one, beside a link with another."""
         self._cancel_attempts()
         self._refusals = 0
+        self._dialling_since = self.loop.now
         if self._wants_link():
             self._dial_soon(0.0)
-        self._leave_old_key()
-
-    def _leave_old_key(self) -> None:
-        """Have a link with the preferred key, once that takes no visitor's connection."""
-        if self.link is None or self.link_key == self.keys[0] or self._relays or self.draining:
-            return
-        self.link.close()
-        self.drop_link("made anew, with a new key")
-        self._dialling_since = self.loop.now
-        self._dial_soon(0.0)
 
     def on_doubt(self, link: Link) -> None:
         """Dial beside it: the first of the two that speaks stays."""
@@ -291,12 +302,12 @@ class ClientWorker(Worker):
         super().on_trust(link)
         self._cancel_attempts()
 
-    def on_lost(self, link: Link, reason: str, unanswered: list[Stream]) -> None:
+    def on_lost(self, link: Link, reason: str) -> None:
         """Dial again, at once."""
-        del unanswered  # a client opens none
-        if link is not self.link:
+        is_ours = link is self.link
+        super().on_lost(link, reason)
+        if not is_ours:
             return
-        self.drop_link(reason)
         if self.draining:
             self.leave()
             return
@@ -361,8 +372,6 @@ class ClientWorker(Worker):
                 self._resolve(self.context.target_host, self.context.target_port)
         if self.draining:
             self._leave_if_empty()
-        elif not self._relays:
-            self.loop.call_later(0.0, self._leave_old_key)
 
     # --------------------------------------------------------------------- draining
 
@@ -376,6 +385,12 @@ class ClientWorker(Worker):
     def _leave_if_empty(self) -> None:
         if not self._relays:
             self.leave()
+
+
+def client_tls(context: WorkerContext) -> ClientTls:
+    """Return what this client asks of its server."""
+    name = context.server_host if context.verify else ""
+    return ClientTls(context=client_context(context.verify), server_name=name)
 
 
 def _jittered(seconds: float) -> float:

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import socket
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from tunneltcp.advice import Trouble, connect_trouble, spoken
 from tunneltcp.errors import RemoteProtocolError
@@ -19,6 +19,7 @@ from tunneltcp.net.sockopt import (
     new_socket,
     prepare_link,
 )
+from tunneltcp.net.tls import TlsConnection
 from tunneltcp.protocol.handshake import (
     HANDSHAKE_SECONDS,
     MAX_HANDSHAKE_BYTES,
@@ -27,11 +28,23 @@ from tunneltcp.protocol.handshake import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tunneltcp.net.address import SocketAddress
     from tunneltcp.net.loop import Loop
-    from tunneltcp.protocol.messages import Hello, Refusal
+    from tunneltcp.net.tls import ClientTls
+    from tunneltcp.net.transport import Transport
+    from tunneltcp.protocol.messages import Hello, Refusal, Welcome
 
 __all__ = ["Attempt", "AttemptOwner"]
+
+TLS_FIRST_BYTE: Final = 20
+"""TLS begins with 20 to 23 (RFC 8446 §5.1), a message in clear with the upper half of its
+length, which is at most 16."""
+_TLS_LAST_BYTE: Final = 0x17
+"""The last of the record types that may come first, or at all (RFC 8446 §5.1)."""
+_SPOKEN_BYTES: Final = 64
+"""As much as is looked at to tell what a stranger speaks."""
 
 
 class AttemptOwner(Protocol):
@@ -40,8 +53,8 @@ class AttemptOwner(Protocol):
     def on_challenged(self, attempt: Attempt) -> None:
         """The server answered: call ``attempt.prove`` when no other attempt is proving."""
 
-    def on_welcome(self, attempt: Attempt, rest: bytes) -> None:
-        """There is a link; ``attempt.sock`` is handed over."""
+    def on_welcome(self, attempt: Attempt, welcome: Welcome, rest: bytes) -> None:
+        """There is a link; ``attempt.transport`` is handed over."""
 
     def on_failure(
         self, attempt: Attempt, trouble: Trouble, detail: str, refusal: Refusal | None
@@ -53,19 +66,30 @@ class Attempt:
     """Dials one address; over within ``HANDSHAKE_SECONDS``, one way or the other."""
 
     def __init__(
-        self, loop: Loop, address: SocketAddress, hello: Hello, key: bytes, owner: AttemptOwner
+        self,
+        loop: Loop,
+        address: SocketAddress,
+        hello: Hello,
+        key: bytes,
+        owner: AttemptOwner,
+        *,
+        tls: ClientTls | None = None,
     ) -> None:
         self._loop = loop
         self._owner = owner
         self.address = address
         self.number = hello.attempt
+        self.session = hello.session
+        """The session that it asks for."""
         self.key = key
-        self._handshake = ClientHandshake(hello, key, os.urandom(48))
+        self._handshake = ClientHandshake(hello, key, os.urandom(48), tls=tls is not None)
+        self._tls = tls
         self.is_open = True
         self.is_proving = False
         self.is_challenged = False
-        self.sock = new_socket(address[0])
-        prepare_link(self.sock)
+        self._sock = new_socket(address[0])
+        self.transport: Transport = self._sock
+        prepare_link(self._sock)
         self._timer = loop.call_later(HANDSHAKE_SECONDS, self._on_deadline)
         self._registered = False
         self._is_connected = False
@@ -77,35 +101,77 @@ class Attempt:
 
     def start(self) -> None:
         """Begin to connect."""
-        error = self.sock.connect_ex(self.address[1])
+        error = self._sock.connect_ex(self.address[1])
         if error not in CONNECT_BEGUN:
             self._fail_with(error)
             return
-        self._loop.register(self.sock.fileno(), WRITE, self._on_connect)
+        self._loop.register(self._sock.fileno(), WRITE, self._on_connect)
         self._registered = True
 
     def _on_connect(self, events: int) -> None:
         del events
-        error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        error = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if error:
             self._fail_with(error)
             return
-        if is_connected_to_itself(self.sock):  # so nobody listens there
+        if is_connected_to_itself(self._sock):  # so nobody listens there
             self._fail(Trouble.REFUSES)
             return
         self._is_connected = True
-        self._loop.modify(self.sock.fileno(), READ, self._on_readable)
         self._write()
+        if self._tls is None:
+            self._wait(self._on_message)
+            return
+        connection = TlsConnection(
+            self._sock, self._tls.context, server_side=False, server_name=self._tls.server_name
+        )
+        self._wait(lambda _events: self._on_first(connection))
+        self._on_tls(connection)
+
+    def _wait(self, callback: Callable[[int], None]) -> None:
+        self._loop.modify(self._sock.fileno(), READ, callback)
+
+    def _on_first(self, connection: TlsConnection) -> None:
+        """The server's first bytes: TLS, a refusal of ours in clear, or something foreign?"""
+        try:
+            first = self._sock.recv(_SPOKEN_BYTES, socket.MSG_PEEK)
+        except BlockingIOError:
+            return
+        except OSError:
+            first = b""  # and the next call finds out what it was
+        if first and first[0] < TLS_FIRST_BYTE:
+            self._wait(self._on_message)
+            self._on_message(READ)
+            return
+        if first and first[0] > _TLS_LAST_BYTE:
+            self._fail(Trouble.FOREIGN, spoken(first))
+            return
+        self.transport = connection
+        self._wait(lambda _events: self._on_tls(connection))
+        self._on_tls(connection)
+
+    def _on_tls(self, connection: TlsConnection) -> None:
+        """One step of the TLS handshake: at most a millisecond of our time."""
+        try:
+            done = connection.shake_hands()
+        except OSError as error:
+            self._fail(Trouble.TLS_FAILED, str(error.strerror).lower())
+            return
+        if done:
+            self._handshake.greet(connection.certificate_hash)
+            self._wait(self._on_message)
+            self._write()
+            self._on_message(READ)  # something may have come with the end of it
 
     def _write(self) -> None:
         # A few hundred bytes into an empty socket: what does not fit never will.
         with contextlib.suppress(OSError):
-            self.sock.send(self._handshake.data_to_send())
+            self.transport.sendmsg([self._handshake.data_to_send()])
 
-    def _on_readable(self, events: int) -> None:
+    def _on_message(self, events: int) -> None:
         del events
         try:
-            data = self.sock.recv(MAX_HANDSHAKE_BYTES)
+            data = self.transport.recv(MAX_HANDSHAKE_BYTES)
         except BlockingIOError:
             return
         except OSError as error:
@@ -131,8 +197,10 @@ class Attempt:
             assert refusal is not None, "REFUSED comes with a reason"
             self._fail(Trouble(refusal.code.value), refusal.holder, refusal)
         elif stage is Stage.WELCOMED:
+            welcome = self._handshake.welcome
+            assert welcome is not None, "WELCOMED comes with it"
             self._let_go()
-            self._owner.on_welcome(self, self._handshake.rest)
+            self._owner.on_welcome(self, welcome, self._handshake.rest)
 
     def prove(self) -> None:
         """Send PROOF: of the attempts of one client, one at a time."""
@@ -147,13 +215,13 @@ class Attempt:
         self.is_open = False
         self._timer.cancel()
         if self._registered:
-            self._loop.unregister(self.sock.fileno())
+            self._loop.unregister(self._sock.fileno())
 
     def cancel(self) -> None:
         """Another attempt won, or the worker leaves: no more calls to the owner."""
         if self.is_open:
             self._let_go()
-            self.sock.close()
+            self.transport.close()
 
     def _fail_with(self, error: int) -> None:
         trouble = connect_trouble(errno.errorcode.get(error, ""))

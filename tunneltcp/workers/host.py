@@ -22,7 +22,6 @@ from loguru import logger
 from tunneltcp.control.codec import decode_message, encode_message
 from tunneltcp.control.context import MEMORY_BYTES, RECORDS_BYTES
 from tunneltcp.control.counters import map_counters
-from tunneltcp.control.keys import read_keys
 from tunneltcp.errors import ControlChannelError
 from tunneltcp.net.loop import READ
 from tunneltcp.relay.memory import TunnelMemory
@@ -129,8 +128,8 @@ class MasterHost:
         except ControlChannelError as error:
             logger.error("master sent garbage: {}", error)
             return
-        if fds:  # only one message comes with one
-            message = _with_keys(message, fds[0])
+        if fds:  # beside "certificate" and "keys" alone
+            message["fd"] = fds[0]
         self._on_message(message)
 
     def close(self) -> None:
@@ -145,14 +144,3 @@ def _receive(channel: socket.socket) -> tuple[bytes, list[int]]:
         packet, fds, _, _ = socket.recv_fds(channel, _MESSAGE_BYTES, 1, flags)
         return packet, fds
     raise AssertionError("no master runs elsewhere")
-
-
-def _with_keys(message: dict[str, Any], fd: int) -> dict[str, Any]:
-    """Return the message with the keys that came beside it."""
-    try:
-        return message | {"keys": read_keys(fd)}
-    except OSError as error:
-        logger.error("the new keys cannot be read, the old ones stay: {}", error)
-        return {"type": "nothing"}
-    finally:
-        os.close(fd)

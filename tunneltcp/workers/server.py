@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 from tunneltcp.control.counters import Counter
 from tunneltcp.net.address import format_address, local_address, pack_address
 from tunneltcp.net.sockopt import cookie
-from tunneltcp.protocol.errors import GoawayCode
+from tunneltcp.net.tls import server_tls
+from tunneltcp.protocol.errors import GoawayCode, ResetCode
 from tunneltcp.protocol.messages import RefusedCode
 from tunneltcp.relay.link import Link
 from tunneltcp.relay.relay import Relay
@@ -22,7 +23,6 @@ from tunneltcp.workers.visitors import Visitor
 if TYPE_CHECKING:
     from tunneltcp.control.context import WorkerContext
     from tunneltcp.net.loop import Timer
-    from tunneltcp.protocol.session import Session
     from tunneltcp.protocol.stream import Endpoint, Stream
     from tunneltcp.workers.claims import Claim
 
@@ -32,21 +32,6 @@ OWNER_SECONDS: Final = 2.0
 """How long the owner of the port has to show that it lives, when another claims it."""
 JUDGE_SECONDS: Final = 0.05
 """How often it is looked whether it has."""
-
-
-class _Held(Visitor):
-    """A visitor that waits for the link; with a stream if a lost link had begun with it."""
-
-    __slots__ = ("silent", "sock", "sock_address", "stream")
-
-    def __init__(
-        self, number: int, sock: socket.socket, address: object, since: float, *, silent: bool
-    ) -> None:
-        super().__init__(number, format_address(address), since)
-        self.sock = sock
-        self.sock_address = address
-        self.silent = silent
-        self.stream: Stream | None = None
 
 
 class ServerWorker(Worker):
@@ -64,12 +49,17 @@ class ServerWorker(Worker):
             context.keys,
             self,
             near_only=context.near_links_only,
+            tls=server_tls(context.certificate_fd) if context.tls else None,
         )
-        self._held: dict[_Held, None] = {}
-        """Who waits for the link, in the order in which they came."""
+        self._relays: dict[Relay, Visitor] = {}
+        """Who is here, in the order in which they came."""
+        self._waiting: dict[Relay, None] = {}
+        """Those of them whose OPEN waits for a link, or for its answer on a bad one."""
         self._hold_timer: Timer | None = None
-        self._relays: dict[Relay, _Held] = {}
         self._owner_ids = ("", "")
+        """Host and run of the client that has the session."""
+        self._owner = ""
+        """Its address."""
         self._client_drains = False
 
     def start(self) -> None:
@@ -79,7 +69,11 @@ class ServerWorker(Worker):
     def count_connections(self) -> int:
         """Return how many connections this worker holds now."""
         undecided = len(self._arrivals) + len(self._claims)
-        return super().count_connections() + undecided + len(self._relays) + len(self._held)
+        return super().count_connections() + undecided + len(self._relays)
+
+    def on_certificate(self, fd: int) -> None:
+        """Show another certificate to whoever comes from now on."""
+        self._claims.renew_tls(fd)
 
     def close(self) -> None:
         """Let go of everything."""
@@ -108,154 +102,112 @@ class ServerWorker(Worker):
 
     def on_visitor(self, sock: socket.socket, address: object, *, silent: bool) -> None:
         """A visitor: open a stream, or hold it until there is a link."""
-        if self.draining or len(self._relays) + len(self._held) >= self.context.max_visitors:
+        if self.draining or len(self._relays) >= self.context.max_visitors:
             sock.close()
             self.warn("max_visitors", "max_visitors are here already: another was reset")
             return
         self.counters[Counter.VISITORS_TOTAL] += 1
-        number = self.visitors.next_id()
-        held = _Held(number, sock, address, self.loop.now, silent=silent)
-        if self._can_open():
-            self._open(held)
-        elif silent or self.context.hold_seconds <= 0:
-            # Silent ones come here only after the whole time of holding.
-            sock.close()
-        else:
-            self._held[held] = None
-            self._set_hold_timer()
-            if self.link is not None:
-                self.link.ask_for_life()
-        self._count_visitors()
-
-    def _open(self, visitor: _Held) -> None:
-        """Open a stream for a visitor, or open it again."""
-        link = self.link
-        assert link is not None, "the caller looked"
-        sock = visitor.sock
-        addresses = pack_address(visitor.sock_address) + pack_address(local_address(sock))
-        if visitor.stream is not None:
-            self._open_again(visitor, visitor.stream, link.session, addresses)
+        can_open = self._can_open()
+        if not can_open and (silent or self.context.hold_seconds <= 0):
+            sock.close()  # silent ones come here only after the whole time of holding
             return
-        if visitor.silent:
-            relay: Relay = VisitorRelay(self, sock, visitor.sock_address)
+        if silent:
+            relay: Relay = VisitorRelay(self, sock, address)
         else:
             relay = Relay(self.loop, sock, self.on_visitor_over)
-        stream = link.session.open_stream(relay, cookie(sock), addresses)
+        addresses = pack_address(address) + pack_address(local_address(sock))
+        stream = self.session.open_stream(relay, cookie(sock), addresses)
         if stream is None:
             sock.close()
             self.warn("memory", "the tunnel's memory is used up: a visitor was reset")
             return
-        self._relays[relay] = visitor
+        visitor = Visitor(self.visitors.next_id(), format_address(address), self.loop.now)
         visitor.relay = relay
+        self._relays[relay] = visitor
         relay.start(stream)
-        link.ask_for_life()
-
-    def _open_again(
-        self, visitor: _Held, old: Stream, session: Session, addresses: bytes
-    ) -> None:
-        relay = old.endpoint
-        assert isinstance(relay, Relay), "a visitor's endpoint is its relay"
-        visitor.stream = None
-        stream = session.reopen(old, cookie(visitor.sock), addresses)
-        if stream is None:
-            relay.abort(0)
-            return
-        self._relays[relay] = visitor
-        visitor.relay = relay
-        relay.start_again(stream)
-
-    def _hold_again(self, unanswered: list[Stream]) -> None:
-        """A link was lost before its client had seen these: they wait for the next one."""
-        waiting: list[_Held] = []
-        for stream in unanswered:
-            relay = stream.endpoint
-            visitor = self._relays.pop(relay) if isinstance(relay, Relay) else None
-            if visitor is not None and isinstance(relay, Relay):
-                relay.pause()
-                visitor.relay = None
-                visitor.stream = stream
-                waiting.append(visitor)
-        self._held = dict.fromkeys([*waiting, *self._held])
-        self._set_hold_timer()
+        if not can_open:
+            self._hold(relay)
+        if self.link is not None:
+            self.link.ask_for_life()
         self._count_visitors()
-
-    def _send_away(self, visitor: _Held) -> None:
-        """Reset a visitor that waited in vain."""
-        self.log_visitor(visitor)
-        if visitor.stream is None:
-            visitor.sock.close()  # as prepared, that is a RST
-            return
-        if visitor.stream.ring is not None:
-            self.memory.arena.give(visitor.stream.ring)
-            visitor.stream.ring = None
-        visitor.stream.endpoint.abort(0)
 
     def on_visitor_over(self, relay: Relay) -> None:
         """A visitor has gone."""
         visitor = self._relays.pop(relay, None)
         if visitor is not None:
             self.log_visitor(visitor)
+        self._waiting.pop(relay, None)
         self._count_visitors()
         if self.draining:
             self._leave_if_empty()
 
     def all_visitors(self) -> list[Visitor]:
         """Return who is connected, those who wait for the link included."""
-        return [*self._relays.values(), *self._held]
-
-    def kick(self, visitor: Visitor) -> None:
-        """Reset a visitor, and its connection to the target."""
-        if isinstance(visitor, _Held) and visitor in self._held:
-            del self._held[visitor]
-            visitor.kicked = True
-            self._send_away(visitor)
-        else:
-            super().kick(visitor)
-        self._count_visitors()
+        return list(self._relays.values())
 
     def _count_visitors(self) -> None:
-        self.counters[Counter.VISITORS] = len(self._relays) + len(self._held)
-        self.counters[Counter.HELD] = len(self._held)
+        self.counters[Counter.VISITORS] = len(self._relays)
+        self.counters[Counter.HELD] = len(self._waiting)
 
     # --------------------------------------------------------------------- holding
 
+    def _hold(self, relay: Relay) -> None:
+        """Let a visitor wait for a link; its OPEN does, in the session."""
+        self._waiting[relay] = None
+        if self._hold_timer is None:
+            self._set_hold_timer()
+
+    def _hold_unanswered(self) -> None:
+        """The link is bad: those whom the client has not answered wait for a better one."""
+        unanswered = (relay for relay in self._relays if not relay.stream.is_known)
+        self._waiting = dict.fromkeys(unanswered)
+        self._set_hold_timer()
+        self._count_visitors()
+        self._arrivals.recheck()
+
     def _set_hold_timer(self) -> None:
-        if self._hold_timer is None and self._held:
-            oldest = next(iter(self._held))
-            when = oldest.since + self.context.hold_seconds
+        if self._hold_timer is not None:
+            self._hold_timer.cancel()
+            self._hold_timer = None
+        if self._waiting:
+            since = self._relays[next(iter(self._waiting))].since
+            when = since + self.context.hold_seconds
             self._hold_timer = self.loop.call_at(when, self._on_hold_timer)
 
     def _on_hold_timer(self) -> None:
         self._hold_timer = None
         latest = self.loop.now - self.context.hold_seconds
-        while self._held:
-            held = next(iter(self._held))
-            if held.since > latest:
+        for relay in list(self._waiting):
+            if relay.stream.is_known:
+                del self._waiting[relay]
+            elif self._relays[relay].since <= latest:
+                relay.reset(ResetCode.CANCELLED)
+            else:
                 break
-            del self._held[held]
-            self._send_away(held)
-        self._count_visitors()
         self._set_hold_timer()
+        self._count_visitors()
 
-    def _open_held(self) -> None:
-        """There is a link: let those in who waited, in their order."""
-        held, self._held = list(self._held), {}
-        if self._hold_timer is not None:
-            self._hold_timer.cancel()
-            self._hold_timer = None
-        for one in held:
-            self._open(one)
+    def _hold_no_more(self) -> None:
+        """There is a link: those who waited are let in, in their order, by the session."""
+        self._waiting.clear()
+        self._set_hold_timer()
         self._count_visitors()
         self._arrivals.recheck()
 
     # ------------------------------------------------------------------------ link
 
     def on_keys(self) -> None:
-        """Other keys are good: a link with a key that is not ends now."""
+        """Other keys are good: whose key is not loses link, session and port now."""
         self._claims.change_keys(self.keys)
-        link = self.link
-        if link is not None and self.link_key not in self.keys:
-            self.on_lost(link, "its key is not good any more", link.close())
+        if not self.session_id or self.link_key in self.keys:
+            return
+        self._owner_ids = ("", "")
+        if self.link is not None:
+            self.link.ends_session = True
+            self.link.lose("its key is not good any more")
+        else:
+            self.end_session()
+            self.log.info("the key of the client that was away is not good any more")
 
     def on_proven(self, claim: Claim) -> None:
         """A client holds the key. PROTOCOL.md §5 says who owns the port."""
@@ -264,12 +216,26 @@ class ServerWorker(Worker):
             return
         hello = claim.hello
         link = self.link
-        if link is None or self._owner_ids == (hello.host_id, hello.run_id):
+        if self._owner_ids == (hello.host_id, hello.run_id):
+            if hello.attempt <= self.memory.table.attempt:
+                claim.refuse(RefusedCode.STALE)
+            else:
+                self._take_link(claim)
+        elif not self.session_id or (link is None and self._is_restarted(claim)):
             self._take_link(claim)
-            return
-        # The owner may be a ghost: ask it, and wait no longer than a living one needs.
-        link.ping()
-        self._judge(claim, link, self.loop.now)
+        elif link is None:
+            self._refuse_in_use(claim)
+        else:
+            # The owner may be a ghost: ask it, and wait no longer than a living one needs.
+            link.ping()
+            self._judge(claim, link, self.loop.now)
+
+    def _is_restarted(self, claim: Claim) -> bool:
+        """Whether this is the owner's machine: its client was started anew."""
+        return claim.hello.host_id == self._owner_ids[0]
+
+    def _refuse_in_use(self, claim: Claim) -> None:
+        claim.refuse(RefusedCode.IN_USE, self._owner)
 
     def _judge(self, claim: Claim, owner: Link, asked: float) -> None:
         """Decide about a newcomer as soon as the owner of the port spoke, or its time is up."""
@@ -280,39 +246,46 @@ class ServerWorker(Worker):
         elif self.link is not owner:
             self.on_proven(claim)
         elif owner.heard > asked:
-            claim.refuse(RefusedCode.IN_USE, owner.peer)
-        elif self.loop.now >= asked + OWNER_SECONDS:
-            self._take_link(claim)
-        else:
+            self._refuse_in_use(claim)
+        elif self.loop.now < asked + OWNER_SECONDS:
             self.loop.call_later(JUDGE_SECONDS, lambda: self._judge(claim, owner, asked))
+        elif self._is_restarted(claim):
+            self._take_link(claim)
+        else:  # not before its grace is over, and then it has no session any more
+            self._refuse_in_use(claim)
 
     def _take_link(self, claim: Claim) -> None:
         if self.link is not None:
-            unanswered = self.link.close()
+            self.link.close()
             self.drop_link("replaced by a newer link of its client")
-            self._hold_again(unanswered)
-        session_id = os.urandom(16)
-        self.memory.table.set_session(session_id, 1)
-        hello = claim.hello
-        self._owner_ids = (hello.host_id, hello.run_id)
+        hello, table = claim.hello, self.memory.table
+        ids = (hello.host_id, hello.run_id)
+        resumed = self._owner_ids == ids and hello.session == self.session_id != ""
+        if not resumed:
+            self.session_id = os.urandom(16).hex()
+        epoch = table.epoch + 1 if resumed else 1
+        table.set_session(bytes.fromhex(self.session_id), epoch)
+        table.set_attempt(hello.attempt)
+        self._owner_ids, self._owner = ids, claim.address
         self._client_drains = False
         key = claim.key
-        rest = claim.welcome(session_id.hex(), 1)
+        rest = claim.welcome(self.session_id, epoch, resumed=resumed)
         link = Link(
             self.loop,
-            claim.sock,
+            claim.transport,
             self,
-            self.memory,
+            self.session,
             self.buffer,
             peer=claim.address,
-            opens=True,
-            first_limit=hello.window,
-            max_streams=self.context.max_visitors,
             idle_ping_seconds=self.context.idle_ping_seconds,
         )
+        if resumed:
+            self.session.resume(hello.window)
+        else:
+            self.session.begin(hello.window)
         self.use_link(link, key, rest, hello.agent)
-        if self.link is link:
-            self._open_held()
+        if self._can_open():
+            self._hold_no_more()
 
     def on_refused(self, address: str, reason: str) -> None:
         """A claim came to nothing."""
@@ -326,13 +299,13 @@ class ServerWorker(Worker):
     def on_doubt(self, link: Link) -> None:
         """New visitors wait; the link is kept until a newer one comes, or it speaks again."""
         super().on_doubt(link)
-        self._arrivals.recheck()
+        self._hold_unanswered()
 
     def on_trust(self, link: Link) -> None:
         """The link is good again."""
         super().on_trust(link)
         if self._can_open():
-            self._open_held()
+            self._hold_no_more()
 
     def on_goaway(self, link: Link, code: int) -> None:
         """The client is leaving: its streams may finish, new visitors wait for the next."""
@@ -341,15 +314,15 @@ class ServerWorker(Worker):
         self.log.info("the client at {} is leaving", link.peer)
         self._arrivals.recheck()
 
-    def on_lost(self, link: Link, reason: str, unanswered: list[Stream]) -> None:
-        """The link is gone, and with it the streams that its client knew."""
-        if link is self.link:
-            self.drop_link(reason)
-            self._hold_again(unanswered)
-            self._arrivals.recheck()
-            self._count_visitors()
-            if self.draining:
-                self._leave_if_empty()
+    def on_lost(self, link: Link, reason: str) -> None:
+        """The link is gone: visitors stay, and wait for the next one."""
+        is_ours = link is self.link
+        super().on_lost(link, reason)
+        if is_ours and self.draining:
+            self.session.abort_all(ResetCode.STOPPING)
+            self._leave_if_empty()
+        elif is_ours:
+            self._hold_unanswered()
 
     # -------------------------------------------------------------------- draining
 
@@ -357,10 +330,8 @@ class ServerWorker(Worker):
         """Take nobody new; those who are here may finish."""
         self._arrivals.close()
         self._claims.close()
-        for held in self._held:
-            self._send_away(held)
-        self._held.clear()
-        self._count_visitors()
+        for relay in list(self._waiting):
+            relay.reset(ResetCode.STOPPING)
         if self.link is not None:
             self.link.session.goaway(GoawayCode.DRAINING)
         self._leave_if_empty()

@@ -132,7 +132,7 @@ class Visitors:
     def _waits_for(self, relay: Relay | None, *, link_is_good: bool) -> str | None:
         """Say what keeps bytes from going on; None if nothing does."""
         near, far = ("visitor", "target") if self._is_server else ("target", "visitor")
-        if relay is None or not link_is_good:
+        if relay is None or not link_is_good or (self._is_server and not relay.stream.is_known):
             return "link"
         if relay.waiting_bytes or (isinstance(relay, TargetRelay) and relay.is_connecting):
             return near
@@ -165,12 +165,12 @@ def describe_end(visitor: Visitor, *, is_server: bool, link_lost: bool) -> str:
     relay = visitor.relay
     if visitor.kicked:
         return "kicked"
-    if relay is None:
-        return "waited for the link in vain"
-    if relay.ended == CLOSED:
+    if relay is None or relay.ended == CLOSED:
         return "closed"
     if relay.ended == FAILED:
         return f"reset by the {near}"
+    if is_server and link_lost and not relay.stream.is_known:
+        return "waited for the link in vain"
     if link_lost:
         return "the link was lost"
     words: dict[int, str] = {

@@ -40,11 +40,16 @@ MAX_SECONDS: Final = 1.0
 """It takes about 0.1 s; whatever keeps it longer is not worth waiting for."""
 
 
-def warm_up(log_path: Path) -> None:
-    """Run a tunnel to nowhere for a moment."""
+def warm_up(log_path: Path, certificate_fd: int) -> None:
+    """Run a tunnel to nowhere for a moment.
+
+    Args:
+        log_path: Where the two workers log.
+        certificate_fd: A certificate and its key, for a link with TLS; -1: without.
+    """
     deadline = time.monotonic() + MAX_SECONDS
     with suppress(OSError), ExitStack() as stack:
-        tunnel = _Tunnel(stack, log_path, deadline)
+        tunnel = _Tunnel(stack, log_path, deadline, certificate_fd)
         for _ in range(LINKS):
             tunnel.connect()
             for number in range(VISITORS):
@@ -54,13 +59,16 @@ def warm_up(log_path: Path) -> None:
 class _Tunnel:
     """Both workers in one process, turned by hand."""
 
-    def __init__(self, stack: ExitStack, log_path: Path, deadline: float) -> None:
+    def __init__(
+        self, stack: ExitStack, log_path: Path, deadline: float, certificate_fd: int
+    ) -> None:
         self._deadline = deadline
         self._stack = stack
         listener = self._listen()
         self._target = self._listen()
         self._port = listener.getsockname()[1]
         self._log_path = log_path
+        self._certificate_fd = certificate_fd
         self._server = self._begin(ServerWorker, Role.SERVER, listener.detach())
         self._client = self._begin(ClientWorker, Role.CLIENT, None)
 
@@ -77,6 +85,8 @@ class _Tunnel:
         return fd
 
     def _begin(self, side: type[Worker], role: Role, listener: int | None) -> Worker:
+        tls = self._certificate_fd >= 0
+        shows = tls and role is Role.SERVER
         master, channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._stack.enter_context(master)
         worker = side(
@@ -90,6 +100,9 @@ class _Tunnel:
                 server_host="127.0.0.1",
                 link_port=self._port,
                 keys=(port_key("", self._port),),
+                tls=tls,
+                certificate_fd=os.dup(self._certificate_fd) if shows else -1,
+                verify=False,
                 host_id="00" * 16,
                 run_id="00" * 16,
                 hold_seconds=1.0,

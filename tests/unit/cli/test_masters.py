@@ -87,7 +87,7 @@ def test_ports_are_completed_from_what_runs(script_master):
 
 
 def test_completion_does_not_wait_for_a_master_that_hangs(script_master, base, monkeypatch):
-    monkeypatch.setattr(cli_masters, "_COMPLETE_SECONDS", 0.05)
+    monkeypatch.setattr(cli_masters, "_COMPLETE_SECONDS", 0.5)
     script_master("web")
     with socket.socket(socket.AF_UNIX) as deaf:  # nobody accepts
         (base / "deaf").mkdir()
@@ -95,4 +95,4 @@ def test_completion_does_not_wait_for_a_master_that_hangs(script_master, base, m
         deaf.listen()
         begun = time.monotonic()
         assert complete() == [("60001", "app-60001")]
-        assert time.monotonic() - begun < 1
+        assert time.monotonic() - begun < 5

@@ -40,6 +40,12 @@ def test_usage_errors_leave_with_2(words, problem):
     assert "Traceback" not in done.output
 
 
+def test_who_gives_no_config_is_told_what_to_give():
+    assert "tunneltcp: give the config as FILE, or ports such as" in invoke("server").stderr
+    assert invoke("client", "--server", "a").stderr.endswith(": give the config as FILE\n")
+    assert "give the config" not in invoke("server", "/none.json").stderr
+
+
 @pytest.mark.parametrize(
     ("words", "problem"),
     [

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from tunneltcp.cli.main import main
-from tunneltcp.cli.table import _duration
+from tunneltcp.cli.units import show_duration
 
 
 def ago(**units):
@@ -78,4 +78,4 @@ def test_nobody_is_connected(script_master):
     ],
 )
 def test_durations(units, shown):
-    assert _duration(ago(**units)) == shown
+    assert show_duration(ago(**units)) == shown

@@ -143,8 +143,8 @@ def test_all_problems_come_at_once_each_with_its_path():
     [
         ('{"ports": [1], "server": "x"}', f"server: {FOR_CLIENT}"),
         (
-            '{"ports": [1], "tls": true}',
-            "tls: is not known yet: this version has no such setting",
+            '{"ports": [1], "crash_safe": true}',
+            "crash_safe: is not known yet: this version has no such setting",
         ),
         ('{"ports": "9-1"}', f"ports: '9-1' {NO_RANGE}"),
         ('{"ports": [1, true]}', f"ports[1]: true {NO_RANGE}"),
@@ -290,3 +290,61 @@ def test_any_value_is_a_config_or_a_list_of_problems(document, role):
         config = build_config(document, role, server="a" if role == "client" else None)
         assert config.tunnels
         assert all(1 <= tunnel.remote_port <= 65_535 for tunnel in config.tunnels)
+
+
+class TestTls:
+    """Links speak TLS unless somebody says otherwise."""
+
+    TUNNELS = '"tunnels": [{"local_port": 8000, "remote_port": 60001}]'
+
+    def build(self, more, role="server"):
+        document = json.loads(f"{{{self.TUNNELS}{more}}}")
+        return build_config(document, role, server="vps" if role == "client" else None)
+
+    @pytest.mark.parametrize("role", ["server", "client"])
+    def test_is_on(self, role):
+        config = self.build("", role)
+        assert config.tls is True
+        assert config.certificate is None
+        assert config.verify is False
+        assert self.build(', "tls": false', role).tls is False
+
+    def test_with_a_certificate_of_ones_own(self):
+        config = self.build(', "cert": "/etc/cert.pem", "key": "/etc/key.pem"')
+        assert config.certificate == (Path("/etc/cert.pem"), Path("/etc/key.pem"))
+
+    @pytest.mark.parametrize("value", ["true", '"/etc/ca.pem"'])
+    def test_with_a_ca(self, value):
+        expected = json.loads(value)
+        config = self.build(f', "verify": {value}', "client")
+        assert config.verify == (expected if expected is True else Path(expected))
+
+    @pytest.mark.parametrize(
+        ("role", "more", "expected"),
+        [
+            ("server", '"tls": 1', "tls: 1 is neither true nor false"),
+            ("server", '"cert": "/a"', "cert: needs key beside it"),
+            ("server", '"key": "/a"', "key: needs cert beside it"),
+            ("server", '"cert": 5, "key": "/a"', "cert: must be a path, not a number"),
+            (
+                "server",
+                '"cert": "a.pem", "key": "/a"',
+                "cert: 'a.pem' must be a whole path, beginning with /",
+            ),
+            (
+                "server",
+                '"tls": false, "cert": "/a", "key": "/b"',
+                "cert: is of no use while tls is false",
+            ),
+            ("server", '"verify": true', f"verify: {FOR_CLIENT}"),
+            ("client", '"verify": 5', "verify: must be true, false or a path, not a number"),
+            (
+                "client",
+                '"tls": false, "verify": true',
+                "verify: is of no use while tls is false",
+            ),
+            ("client", '"cert": "/a"', f"cert: {FOR_SERVER}"),
+        ],
+    )
+    def test_problems(self, role, more, expected):
+        assert problems(f"{{{self.TUNNELS}, {more}}}", role) == [expected]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import hashlib
 import os
 import selectors
@@ -27,11 +28,14 @@ from tunneltcp.control.context import Role, WorkerContext
 from tunneltcp.control.counters import Counter, map_counters
 from tunneltcp.errors import TunnelError
 from tunneltcp.master.folders import Folders
-from tunneltcp.master.keys import PortKeys
 from tunneltcp.master.master import Master
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+_HANGS_SECONDS = 8.0
+"""A master that is not ready by then says where it is."""
 
 
 def fake_worker(context: WorkerContext) -> int:
@@ -128,7 +132,14 @@ class MasterProcess:
         return wait_until(check, 10, f"{port} is {state}")
 
     def wait_ready(self) -> None:
-        wait_until(lambda: all(t["state"] == "running" for t in self._tunnels()), 10, "ready")
+        wait_until(
+            lambda: all(t["state"] == "running" for t in self._tunnels()), 10, self._where
+        )
+
+    def _where(self) -> str:
+        """Say where a master that does not answer was after a while."""
+        stacks = self.folders.run.parent / "stacks.txt"
+        return f"ready; it was at: {stacks.read_text() if stacks.exists() else 'nowhere'}"
 
     def wait_state(self, state: str, index: int = 0) -> Any:
         def check():
@@ -185,6 +196,7 @@ def start_master(folders):
             "drain_seconds": 1.0,
             "server": "localhost",
             "bind": ("127.0.0.1",),
+            "tls": False,
             **settings,
         }
         if load_again is None and role is Role.CLIENT:
@@ -217,6 +229,8 @@ def _run_master(config, role, folders, prepare, load_again):
     code = 99
     try:
         os.closerange(3, 4096)  # what the test holds (a busy port) is not ours
+        stacks = (folders.run.parent / "stacks.txt").open("w")
+        faulthandler.dump_traceback_later(_HANGS_SECONDS, file=stacks)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         if prepare is not None:
@@ -227,7 +241,8 @@ def _run_master(config, role, folders, prepare, load_again):
             instance="test",
             folders=folders,
             worker_main=fake_worker,
-            keys=PortKeys(fake_key, TokenReader(role.value, (folders.state,), {})),
+            derive_key=fake_key,
+            reader=TokenReader(role.value, (folders.state,), {}),
             load_again=load_again,
         )
         code = master.run()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.require import require_root
 from tunneltcp.control.codec import FrameDecoder, encode_frame
 from tunneltcp.master.control_socket import ControlSocket
 from tunneltcp.net.loop import Loop
@@ -67,6 +69,24 @@ def is_closed(connection: socket.socket) -> bool:
         return connection.recv(10) == b""
     except ConnectionResetError:
         return True
+
+
+def test_another_user_gets_no_answer_even_if_the_folder_lets_him_in(bench, monkeypatch):
+    require_root()
+    bench.path.parent.chmod(0o711)
+    bench.path.chmod(0o666)
+    monkeypatch.chdir(bench.path.parent)  # those above it are closed to others
+    stranger = socket.socket(socket.AF_UNIX)
+    bench.open.append(stranger)
+    stranger.settimeout(2)
+    os.seteuid(65_534)
+    try:
+        stranger.connect(bench.path.name)
+        stranger.send(encode_frame({"op": "status"}))
+    finally:
+        os.seteuid(0)
+    bench.turn()
+    assert is_closed(stranger)
 
 
 def test_a_question_in_pieces_gets_its_answer(bench):

@@ -11,49 +11,50 @@ from tests.unit.master.conftest import fake_key
 from tunneltcp.config.model import Config, TunnelConfig
 from tunneltcp.config.token_reader import TokenReader
 from tunneltcp.config.tokens import TokenPlace
+from tunneltcp.control.context import Role
 from tunneltcp.control.keys import read_keys
 from tunneltcp.errors import ConfigError
-from tunneltcp.master.keys import PortKeys
 from tunneltcp.master.reading import read_config
+from tunneltcp.master.secrets import PortSecrets
 
 TUNNELS = tuple(TunnelConfig(remote_port=port) for port in (60001, 60002))
 NONE = TokenPlace(kind="none")
 
 
 def keys_of(tmp_path):
-    return PortKeys(fake_key, TokenReader("server", (tmp_path,), {}))
+    return PortSecrets(Role.SERVER, fake_key, TokenReader("server", (tmp_path,), {}))
 
 
 def test_each_port_has_its_own_in_memory_that_nobody_can_change(tmp_path):
     keys = keys_of(tmp_path)
-    assert not keys.make(Config(tunnels=TUNNELS, token=NONE))
+    assert not keys.make(Config(tunnels=TUNNELS, tls=False, token=NONE))
     for port in (60001, 60002):
-        fd = keys.fd(port)
+        fd = keys.keys_fd(port)
         assert read_keys(fd) == (fake_key("", port),)
         assert fcntl.fcntl(fd, fcntl.F_GET_SEALS) == 15, "not written, grown, shrunk, unsealed"
         with pytest.raises(PermissionError):
             os.pwrite(fd, b"x", 0)
-    assert keys.fd(60003) == -1
+    assert keys.keys_fd(60003) == -1
     keys.close()
 
 
 def test_a_server_without_a_token_has_one_afterwards(tmp_path):
     keys = keys_of(tmp_path)
-    assert keys.make(Config(tunnels=TUNNELS))
+    assert keys.make(Config(tunnels=TUNNELS, tls=False))
     token = (tmp_path / "token").read_text().strip()
-    assert read_keys(keys.fd(60001)) == (fake_key(token, 60001),)
-    assert not keys.make(Config(tunnels=TUNNELS)), "it was there"
+    assert read_keys(keys.keys_fd(60001)) == (fake_key(token, 60001),)
+    assert not keys.make(Config(tunnels=TUNNELS, tls=False)), "it was there"
     keys.close()
 
 
 def test_without_a_token_the_old_keys_stay(tmp_path):
     keys = keys_of(tmp_path)
-    keys.make(Config(tunnels=TUNNELS, token=NONE))
+    keys.make(Config(tunnels=TUNNELS, tls=False, token=NONE))
     before = os.listdir("/proc/self/fd")  # noqa: PTH208
     missing = TokenPlace(kind="file", where=str(tmp_path / "missing"))
     with pytest.raises(ConfigError, match="cannot be read"):
-        keys.make(Config(tunnels=TUNNELS, token=missing))
-    assert read_keys(keys.fd(60001)) == (fake_key("", 60001),)
+        keys.make(Config(tunnels=TUNNELS, tls=False, token=missing))
+    assert read_keys(keys.keys_fd(60001)) == (fake_key("", 60001),)
     assert os.listdir("/proc/self/fd") == before, "no descriptor is left"  # noqa: PTH208
     keys.close()
 

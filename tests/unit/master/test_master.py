@@ -152,7 +152,7 @@ def test_a_busy_port_is_a_state_that_names_the_holder_and_heals(start_master):
         master = start_master(busy, fine)
         wait_until(lambda: "listens on it; stop that" in _maybe_reason(master))
         status = master.tunnel()
-        assert status["state"] == "backoff"
+        wait_until(lambda: master.tunnel()["state"] == "backoff")
         assert f"(process {os.getpid()})" in status["reason"]
         assert f"port {busy.remote_port} is busy" in status["reason"]
         assert master.wait_state("running", 1)
@@ -276,9 +276,24 @@ def test_stopping_while_workers_are_still_starting(start_master):
     assert master.wait_left(5) == 0
 
 
+def test_who_is_stopped_while_certificates_are_made_leaves_in_order(start_master):
+    master = start_master(tunnel(), tunnel(), tls=True)
+    wait_until(partial(_catches, master.pid, signal.SIGTERM))
+    master.kill()
+    assert master.wait_left() == 0
+    assert "ready" not in master.log()
+
+
+def _catches(pid, number):
+    """Say whether a process handles a signal itself; see proc(5)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = int(status.split("SigCgt:")[1].split()[0], 16)
+    return bool(caught >> (number - 1) & 1)
+
+
 def test_a_worker_has_only_what_is_its_own(start_master):
     tunnels = [tunnel() for _ in range(3)]
-    master = start_master(*tunnels)
+    master = start_master(*tunnels, tls=True)
     master.wait_ready()
     first = master.tunnel(1)["pid"]
     os.kill(first, signal.SIGKILL)  # its successor is born beside all the others' channels
@@ -287,7 +302,8 @@ def test_a_worker_has_only_what_is_its_own(start_master):
     links = sorted(_links(pid))
     assert sum("memfd:counters" in link for link in links) == 2  # and its mapping's own
     assert {link for link in links if "memfd:" in link} == {
-        f"/memfd:{kind}-{tunnels[1].remote_port} (deleted)" for kind in ("counters", "memory")
+        f"/memfd:{kind}-{tunnels[1].remote_port} (deleted)"
+        for kind in ("certificate", "counters", "memory")
     }
     assert sum(link.startswith("socket:") for link in links) == 2, "channel and listener"
     maps = Path(f"/proc/{pid}/maps").read_text()

@@ -10,6 +10,7 @@ import time
 from functools import partial
 from typing import Any
 
+import orjson
 import pytest
 
 from tests.support.ports import free_port
@@ -113,6 +114,18 @@ class TestStop:
         answer = master.ask("stop", port=one.remote_port)
         assert "forget it: is a directory" in answer["warning"]
         master.wait_state("stopped")
+
+    def test_what_could_not_be_kept_is_kept_the_next_time(self, start_master, folders):
+        one = tunnel()
+        master = start_master(one)
+        master.wait_ready()
+        (folders.state / "stopped.new").mkdir()
+        assert "warning" in master.ask("stop", port=one.remote_port)
+        assert "warning" in master.ask("stop", port=one.remote_port), "still not"
+        (folders.state / "stopped.new").rmdir()
+        assert "warning" not in master.ask("stop", port=one.remote_port)
+        kept = orjson.loads((folders.state / "stopped.json").read_bytes())
+        assert kept == {"ports": [one.remote_port]}
 
     def test_a_worker_that_dies_meanwhile_has_no_successor(self, start_master):
         one = tunnel("keep")

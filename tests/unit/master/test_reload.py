@@ -16,6 +16,7 @@ from tests.unit.master.conftest import visit
 from tests.unit.master.test_operating import can_bind, refuses
 from tunneltcp.config.load import load_config
 from tunneltcp.config.model import Config, TunnelConfig
+from tunneltcp.control.context import Role
 from tunneltcp.errors import TunnelError
 from tunneltcp.master.changes import compare
 
@@ -30,11 +31,16 @@ class File:
         entries = [
             {"name": f"good-{port}"} | extra | {"remote_port": port} for port, extra in tunnels
         ]
-        self._path.write_bytes(orjson.dumps({"drain": 1, **settings, "tunnels": entries}))
+        usual = {"drain": 1, "tls": False}
+        if self._role == "client":  # nobody has logged in here
+            usual["auth"] = "none"
+        self._path.write_bytes(orjson.dumps({**usual, **settings, "tunnels": entries}))
 
-    def start(self):
-        master = self._start(load_again=partial(load_config, self._path, self._role))
-        master.wait_ready()
+    def start(self, *, wait=True, role=Role.SERVER):
+        load = partial(load_config, self._path, self._role)
+        master = self._start(load_again=load, role=role)
+        if wait:
+            master.wait_ready()
         return master
 
     def break_it(self):
@@ -176,6 +182,115 @@ def test_one_that_is_stopped_stays_so_and_is_forgotten_with_its_tunnel(file, fol
     master.ask("reload")
     master.wait_port(one, "running")
     assert orjson.loads((folders.state / "stopped.json").read_bytes()) == {"ports": []}
+
+
+def test_a_removed_tunnel_lets_go_of_its_own_page_and_of_no_other(file):
+    """Pages of tunnels that never ran are equal: it took another, and all workers crashed."""
+    one, other, third = free_ports(3)
+    file.write((one, {}), (other, {}), (third, {}))
+    first = file.start()
+    for port in (one, other):
+        first.ask("stop", port=port)
+        first.wait_port(port, "stopped")
+    first.kill()
+    assert first.wait_left() == 0
+    master = file.start(wait=False)
+    master.wait_port(third, "running")
+    file.write((one, {}), (third, {}))
+    master.ask("reload")
+    wait_until(lambda: master.at(other) is None)
+    master.ask("start", port=one)
+    assert visit(one) == master.wait_port(one, "running")["pid"]
+    assert master.at(one)["last_exit"] is None, "no worker crashed"
+
+
+def test_a_new_tunnel_has_the_new_settings_from_the_same_config(file):
+    """It was made before the master took them: bound at the old address, with the old drain."""
+    one, new = free_ports(2)
+    file.write((one, {}), bind="127.0.0.1", drain=60)
+    master = file.start()
+    file.write((one, {}), (new, {"name": "keep-1"}), bind="127.0.0.2", drain=0.5)
+    master.ask("reload")
+    pid = master.wait_port(new, "running")["pid"]
+    assert visit(new, "127.0.0.2") == pid
+    assert refuses(new), "it is not open where the config says no longer"
+    master.kill()
+    assert master.wait_left() == 0, "its worker, which does not leave by itself, has no 60 s"
+
+
+@pytest.fixture
+def returning(file):
+    """A master, and a port that went and came back; its old worker stays until it is killed."""
+    one, other = free_ports(2)
+    file.write((one, {"name": "stubborn-1"}), (other, {}))
+    master = file.start()
+    file.write((other, {}))
+    master.ask("reload")
+    file.write((one, {}), (other, {}))
+    master.ask("reload")
+    return master, one
+
+
+def pids_of(master, port) -> list[int]:
+    tunnels = master.status()["tunnels"]
+    return [one["pid"] for one in tunnels if one["port"] == port and one["pid"]]
+
+
+def test_stopped_while_it_waits_for_its_predecessor_it_stays_stopped(returning):
+    master, one = returning
+    master.ask("stop", port=one)
+    wait_until(lambda: [t["port"] for t in master.status()["tunnels"]].count(one) == 1)
+    master.wait_port(one, "stopped")
+    assert refuses(one)
+    assert not can_bind(one)
+    master.ask("start", port=one)
+    assert visit(one) == master.wait_port(one, "running")["pid"]
+
+
+@pytest.mark.parametrize("what", ["restart", "start"])
+def test_no_word_of_a_person_brings_two_workers_of_one_port(start_master, tmp_path, what):
+    """On a client no busy port stands in the way of the second."""
+    one, other = free_ports(2)
+    file = File(start_master, tmp_path / "config.json", "client")
+    stubborn = (one, {"name": "stubborn-1", "local_port": 9})
+    file.write(stubborn, (other, {"local_port": 9}), server="localhost")
+    master = file.start(role=Role.CLIENT)
+    file.write((other, {"local_port": 9}), server="localhost")
+    master.ask("reload")
+    file.write((one, {"local_port": 9}), (other, {"local_port": 9}), server="localhost")
+    master.ask("reload")
+    master.ask(what, port=one)
+    seen = []
+
+    def alone():
+        seen.append(len(pids_of(master, one)))
+        return [t["port"] for t in master.status()["tunnels"]].count(one) == 1
+
+    wait_until(alone)
+    assert max(seen) <= 1
+    master.wait_port(one, "running")
+
+
+def test_another_drain_counts_at_once_for_those_who_run(file):
+    one = free_port()
+    file.write((one, {"name": "keep-1"}), drain=60)
+    master = file.start()
+    old = visit(one)
+    file.write((one, {"name": "keep-1"}), drain=0.5)
+    master.ask("reload")
+    assert pids(master) == {one: old}
+    master.kill()
+    assert master.wait_left() == 0, "its worker, which does not leave by itself, has no 60 s"
+
+
+def test_another_log_format_counts_at_once_for_the_master(file):
+    one = free_port()
+    file.write((one, {}))
+    master = file.start()
+    file.write((one, {}), log_format="json")
+    master.ask("reload")
+    last = master.log().splitlines()[-1]
+    assert orjson.loads(last)["message"] == "config read again: no tunnel is concerned"
 
 
 class TestCompare:

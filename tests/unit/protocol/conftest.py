@@ -33,7 +33,7 @@ class Bench:
 
     def open(self, *, quietly=True):
         """A stream, opened by whoever opens; its end, after what it says at first."""
-        if self.session._opens:
+        if self.session.opens:
             end = End("visitor", 0, 1, connected=True)
             stream = self.session.open_stream(end, 7, make.addresses(1))
             if stream is None:

@@ -377,3 +377,71 @@ def test_only_a_proven_link_is_decided_upon():
         decide(server)
         with pytest.raises(LocalProtocolError):
             decide(server)
+
+
+class TestBehindTls:
+    """A client that wants TLS: its preface in clear, and nothing more before TLS is there."""
+
+    HASH = hashlib.sha256(b"a certificate").digest()
+
+    def client(self):
+        client = ClientHandshake(HELLO, KEY, bytes(48), tls=True)
+        assert client.data_to_send() == make_preface(KEY, PORT, bytes(16), tls=True)
+        return client
+
+    def server(self, certificate_hash):
+        return ServerHandshake(
+            make_preface(KEY, PORT, bytes(16), tls=True),
+            agent="server/1",
+            port=PORT,
+            keys=(KEY,),
+            nonce=b"\1" * 32,
+            stand_in_key=b"?" * 32,
+            certificate_hash=certificate_hash,
+        )
+
+    def talk(self, client, server):
+        client.greet(self.HASH)
+        server.receive(client.data_to_send())
+        client.receive(server.data_to_send())
+        client.prove()
+        server.receive(client.data_to_send())
+
+    def test_both_prove_themselves_over_the_same_certificate(self):
+        client, server = self.client(), self.server(self.HASH)
+        self.talk(client, server)
+        assert server.is_proven
+        server.welcome("cc" * 16, 1)
+        client.receive(server.data_to_send())
+        assert client.stage is Stage.WELCOMED
+
+    def test_a_server_with_another_certificate_denies(self):
+        client, server = self.client(), self.server(bytes(32))
+        self.talk(client, server)
+        assert server.stage is Stage.REFUSED
+
+    def test_greets_once(self):
+        client = self.client()
+        client.greet(self.HASH)
+        with pytest.raises(LocalProtocolError):
+            client.greet(self.HASH)
+        with pytest.raises(LocalProtocolError):
+            new_client().greet(self.HASH)
+
+    @pytest.mark.parametrize("code", [RefusedCode.TLS, RefusedCode.DENIED])
+    def test_takes_a_refusal_in_clear_as_a_hint(self, code):
+        client = self.client()
+        client.receive(encode_refused(code))
+        assert client.stage is Stage.REFUSED
+        assert client.refusal.code is code
+        assert not client.refusal.proven
+
+    def test_takes_nothing_else_in_clear(self):
+        key_and_mac = hmac.digest(KEY, b"tunneltcp/1 server", "sha256")
+        for message in (
+            encode_message({"type": "challenge", "version": 1, "nonce": "00" * 32}),
+            encode_message({"type": "refused", "code": "in_use"}, key_and_mac),
+            encode_message({"type": "welcome"}, key_and_mac),
+        ):
+            with pytest.raises(RemoteProtocolError, match="in clear"):
+                self.client().receive(message)

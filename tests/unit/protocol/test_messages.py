@@ -27,7 +27,7 @@ def test_refused_in_clear():
 
 def test_the_codes_of_refused():
     assert {code.value for code in RefusedCode} == {
-        "denied", "version", "tls", "in_use", "draining", "probed", "unknown",
+        "denied", "version", "tls", "in_use", "draining", "probed", "stale", "unknown",
     }  # fmt: skip
 
 

@@ -94,9 +94,9 @@ def test_the_order_of_a_batch(client):
     client.feed(make.ping(99), make.ping(100))
 
     frames = client.sent()
-    assert kinds(frames) == ["PONG", "GOAWAY", "PING", "DATA", "RESET"]
-    assert frames[0].value == 100, "of several PINGs only the latest is answered"
-    assert frames[1].value == 2, "the highest id"
+    assert kinds(frames) == ["GOAWAY", "PING", "PONG", "DATA", "RESET"]
+    assert frames[2].value == 100, "of several PINGs only the latest is answered"
+    assert frames[0].value == 2, "the highest id"
 
 
 def test_credit_is_made_when_it_is_written(client):

@@ -49,7 +49,6 @@ class Owner:
         self.said: list[str] = []
         self.handler = FakeHandler()
         self.endpoints = self.handler.endpoints
-        self.unanswered: list[object] = []
 
     def on_open(self, link, stream, addresses):
         return self.handler.on_open(stream, addresses)
@@ -63,10 +62,12 @@ class Owner:
     def on_goaway(self, link, code):
         self.said.append(f"goaway {code}")
 
-    def on_lost(self, link, reason, unanswered):
+    def on_resumed(self, link, streams, again_bytes):
+        self.said.append(f"resumed {streams}, {again_bytes} bytes")
+
+    def on_lost(self, link, reason):
         assert not link.is_open
         self.said.append(f"lost: {reason}")
-        self.unanswered += unanswered
 
 
 class Bench:
@@ -92,16 +93,17 @@ class Bench:
         self.memory = TunnelMemory(fd, RECORDS_BYTES + ARENA_BYTES, RECORDS_BYTES, ARENA_BYTES)
         os.close(fd)
         self.owner = Owner()
+        session = Session(
+            opens=opens, arena=self.memory.arena, table=self.memory.table, max_streams=64
+        )
+        session.begin(1 << 20)
         self.link = Link(
             self.loop,
             self.sock,
             self.owner,
-            self.memory,
+            session,
             receive_buffer(),
             peer="far:1",
-            opens=opens,
-            first_limit=1 << 20,
-            max_streams=64,
             idle_ping_seconds=idle_ping,
         )
         self.loop.on_turn = self.link.end_turn
@@ -127,9 +129,9 @@ class Bench:
             opens=False,
             arena=Arena(memoryview(bytearray(ARENA_BYTES)), ARENA_BYTES),
             table=StreamTable(memoryview(bytearray(RECORDS_BYTES))),
-            first_limit=1 << 20,
             max_streams=64,
         )
+        session.begin()
         self.far_session = session
         peer = FakePeer(self.raw.peer.sock, reads=False)
         kept = b""
@@ -450,10 +452,11 @@ class TestEnd:
         bench.raw.peer.finish()
         bench.until(lambda: bench.owner.said)
         assert bench.owner.said == ["lost: closed by the other side"]
-        assert [one.aborted for one in endpoints] == [ResetCode.CANCELLED] * 2
+        assert [one.aborted for one in endpoints] == [None, None], "they wait for a new link"
         assert not any(one.closed for one in endpoints)
         assert bench.sock.fileno() == -1
-        assert not bench.link.session.streams
+        assert not bench.link.session.is_attached
+        assert not bench.link.ends_session
 
     def test_reset_by_the_peer(self, bench):
         endpoints = self.both(bench)
@@ -462,43 +465,16 @@ class TestEnd:
         bench.until(lambda: bench.owner.said)
         assert len(bench.owner.said) == 1
         assert bench.owner.said[0].startswith("lost: connection failed")
-        assert [one.aborted for one in endpoints] == [ResetCode.CANCELLED] * 2
+        assert [one.aborted for one in endpoints] == [None, None]
 
     def test_found_out_while_writing(self, bench):
         bench.settle()
         bench.stepper.loops.clear()
         bench.raw.peer.reset()
-        endpoint = bench.open()
+        bench.open()
         bench.link.end_turn()
         assert len(bench.owner.said) == 1
         assert bench.owner.said[0].startswith("lost: connection failed")
-        assert bench.owner.unanswered == [endpoint.stream]
-
-    def test_streams_that_the_client_never_answered_live_on(self, bench):
-        bench.raw.answers_opens = False
-        unanswered = bench.open()
-        unanswered.write(pattern(1, 0, 5000))
-        bench.settle()
-        bench.raw.answers_opens = True
-        answered = bench.open()
-        bench.until(lambda: answered.stream.confirmed)
-        bench.raw.peer.reset()
-        bench.until(lambda: bench.owner.said)
-        assert bench.owner.unanswered == [unanswered.stream]
-        assert unanswered.aborted is None
-        assert answered.aborted == ResetCode.CANCELLED
-        ring = unanswered.stream.ring
-        assert ring.view[:5000] == pattern(1, 0, 5000)
-        assert bench.memory.arena.used_bytes == ring.size
-
-    def test_a_client_never_keeps_a_stream(self, make):
-        bench = make(opens=False)
-        bench.raw.send(FrameType.OPEN, 1, 1 << 20, UNKNOWN_ADDRESSES)
-        bench.until(lambda: bench.owner.endpoints)
-        bench.raw.peer.reset()
-        bench.until(lambda: bench.owner.said)
-        assert bench.owner.unanswered == []
-        assert bench.owner.endpoints[0].aborted == ResetCode.CANCELLED
 
     def test_with_bytes_in_rings_gives_all_memory_back(self, bench):
         endpoint = self.both(bench)[0]
@@ -507,16 +483,18 @@ class TestEnd:
         record = endpoint.stream.record
         bench.raw.peer.reset()
         bench.until(lambda: bench.owner.said)
+        assert bench.memory.arena.used_bytes, "it may be needed again"
+        bench.link.session.abandon(ResetCode.CANCELLED)
         assert bench.memory.arena.used_bytes == 0
         assert bench.memory.table.words[record + 1] == 0
 
-    def test_our_own_close_tells_nobody_but_resets_the_streams(self, bench):
+    def test_our_own_close_tells_nobody(self, bench):
         endpoint = self.both(bench)[0]
-        assert bench.link.close() == []
-        assert bench.link.close() == []
+        bench.link.close()
+        bench.link.close()
         bench.until(lambda: bench.raw.end)
         assert bench.raw.end == "fin"
-        assert endpoint.aborted == ResetCode.CANCELLED
+        assert endpoint.aborted is None
         assert bench.owner.said == []
         bench.pass_time(5)
         assert bench.owner.said == []
@@ -550,7 +528,8 @@ class TestEnd:
         assert last.payload == GoawayCode.PROTOCOL_ERROR.to_bytes(2, "big")
         assert len(bench.owner.said) == 1
         assert bench.owner.said[0].startswith("lost: protocol error: ")
-        assert endpoint.aborted == ResetCode.CANCELLED
+        assert bench.link.ends_session
+        assert endpoint.aborted is None, "that is for its owner to do"
 
     def test_a_protocol_error_right_behind_the_handshake(self, make):
         bench = make(rest=b"\xff" * 20)

@@ -10,6 +10,7 @@ import socket
 
 import pytest
 
+from tests.support import frame_factory as make
 from tests.support.fake_shortage import no_descriptors
 from tests.support.loop_stepper import spins
 from tests.support.pattern import pattern
@@ -327,6 +328,109 @@ class TestDoubt:
         assert client.worker.link.is_doubted
         link.send(FrameType.DATA, 1, 0, b"hello")
         world.until(lambda: app.peers[0].received == b"hello")
+
+
+class TestResume:
+    @pytest.fixture
+    def link(self, world, raw, client, app):
+        """The link, with one stream on it."""
+        link = wait_up(world, raw)
+        link.send(FrameType.OPEN, 1, 1 << 20, NOBODY)
+        link.send(FrameType.DATA, 1, 0, b"hello")
+        world.until(lambda: app.peers and app.peers[0].received == b"hello")
+        return link
+
+    def lose(self, raw, link):
+        """Our side of it is gone: the client sees a reset."""
+        link.peer.reset()
+        raw.ends.remove(link)
+
+    def resume(self, world, raw, *states):
+        """Let the server go on with the session it is asked for; its link."""
+
+        def decide(end):
+            end.welcome(end.handshake.hello.session, 2, resumed=True)
+            end.peer.send(make.sync(1, len(states)) + b"".join(states))
+
+        raw.decide = decide
+        return lambda: wait_up(world, raw)
+
+    def test_the_session_goes_on(self, world, raw, client, link, app):
+        app.peers[0].send(b"answer")
+        world.until(lambda: link.data(1) == b"answer")
+        newer = self.resume(world, raw, make.state(1, 2, 1 << 20))
+        self.lose(raw, link)
+        app.peers[0].send(b" and more")
+        newer = newer()
+        world.until(lambda: newer.data(1) == b"swer and more")
+        assert newer.handshake.hello.session == "cc" * 16
+        assert newer.frames[0] == (FrameType.SYNC, 0, 1, b"\0\0\0\1")
+        assert (newer.frames[1].type, newer.frames[1].value) == (FrameType.STATE, 5)
+        assert client.worker.memory.table.epoch == 2
+        newer.send(FrameType.DATA, 1, 5, b" too")
+        world.until(lambda: app.peers[0].received == b"hello too")
+
+    def test_what_the_server_has_not_is_reset(self, world, raw, client, link, app):
+        self.lose(raw, link)
+        world.until(lambda: app.peers[0].end == "rst")
+        assert wait_up(world, raw).handshake.hello.session == "cc" * 16
+        assert client.worker.session_id == "cc" * 16
+
+    def test_another_session_than_was_asked_for_is_a_new_one(
+        self, world, raw, client, link, app
+    ):
+        raw.decide = lambda end: end.welcome("dd" * 16, 1, resumed=True)
+        self.lose(raw, link)
+        world.until(lambda: app.peers[0].end == "rst")
+        assert client.worker.session_id == "dd" * 16
+
+    def test_after_the_grace_it_is_over(self, world, raw, client, link, app):
+        raw.speaks = False
+        self.lose(raw, link)
+        world.pass_time(59.0, step=0.1)
+        assert not app.peers[0].end
+        world.pass_time(2.0)
+        world.until(lambda: app.peers[0].end == "rst")
+        raw.speaks = True
+        world.until(lambda: raw.up or world.pass_time(0.2))
+        assert client.worker.link is not None
+
+    def test_a_server_that_stopped_is_not_waited_for(self, world, raw, client, link, app):
+        raw.speaks = False
+        link.send(FrameType.GOAWAY, 0, 1, b"\0\0")
+        world.settle()
+        assert not app.peers[0].end
+        link.peer.finish()
+        world.until(lambda: app.peers[0].end == "rst")
+
+    def test_stale_is_no_refusal(self, world, raw, client, link):
+        refuse = [True, True]
+
+        def decide(end):
+            if refuse:
+                refuse.pop()
+                end.refuse(RefusedCode.STALE)
+            else:
+                end.welcome()
+
+        raw.decide = decide
+        self.lose(raw, link)
+        world.until(lambda: raw.up, "two in vain, at once, and one that is taken")
+        assert len(raw.ends) == 3
+        numbers = [end.handshake.hello.attempt for end in raw.ends]
+        assert numbers == sorted(set(numbers))
+
+    def test_with_a_proof_older_attempts_are_dropped(self, world, raw, client, link):
+        raw.speaks = False
+        self.lose(raw, link)
+        world.pass_time(1.7)
+        pending = [end for end in raw.open if not end.is_up]
+        assert len(pending) == 3
+        raw.speaks, raw.decide = True, lambda end: None
+        pending[1].pump()
+        world.until(lambda: pending[1].is_proven)
+        world.until(lambda: pending[0].end)
+        assert not pending[2].end
 
 
 class TestNames:

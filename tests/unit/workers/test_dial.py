@@ -29,7 +29,7 @@ class Owner:
         if self.proves:
             attempt.prove()
 
-    def on_welcome(self, attempt, rest):
+    def on_welcome(self, attempt, welcome, rest):
         self.said.append(f"welcome {rest!r}")
 
     def on_failure(self, attempt, trouble, detail, refusal):
@@ -71,7 +71,7 @@ class Bench:
     def close(self) -> None:
         for attempt in self.attempts:
             attempt.cancel()
-            attempt.sock.close()
+            attempt.transport.close()
         self.server.close()
         self.loop.close()
 
@@ -95,8 +95,10 @@ def test_that_is_welcomed_hands_its_socket_over(bench):
     assert attempt.where == f"127.0.0.1:{bench.server.port}"
     bench.until(lambda: len(bench.owner.said) == 2)
     assert bench.owner.said == ["challenged", "welcome b''"]
-    assert attempt.sock.fileno() >= 0
-    bench.loop.register(attempt.sock.fileno(), 1, lambda _: None)  # it is free for the link
+    assert attempt.transport.fileno() >= 0
+    bench.loop.register(
+        attempt.transport.fileno(), 1, lambda _: None
+    )  # it is free for the link
     bench.stepper.pass_time(HANDSHAKE_SECONDS + 1)
     assert len(bench.owner.said) == 2
 
@@ -144,8 +146,8 @@ def test_that_reaches_itself_is_told_so(bench):
     """Here its socket is bound to the very port it dials: a sure self-connect."""
     port = free_port()
     attempt = bench.dial(port, starts=False)
-    attempt.sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    attempt.sock.bind(("127.0.0.1", port))
+    attempt.transport.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    attempt.transport.bind(("127.0.0.1", port))
     attempt.start()
     bench.until(lambda: bench.owner.said)
     assert bench.owner.said == ["refuses"]

@@ -9,6 +9,7 @@ import socket
 
 import pytest
 
+from tests.support import frame_factory as make
 from tests.support.loop_stepper import spins
 from tests.support.pattern import pattern
 from tunneltcp.control.counters import Counter, LinkState
@@ -57,7 +58,7 @@ class TestOwner:
         second = world.linked_client(server.port)
         world.until(lambda: first.end)
         world.until(lambda: visitor.end)
-        assert visitor.end == "rst"
+        assert visitor.end == "rst", "it named no session: that is over"
         world.visitor(server.port, b"hello")
         world.until(lambda: second.data(2) == b"hello")
         assert server.counter(Counter.LINKS_TOTAL) == 2
@@ -146,6 +147,156 @@ class TestOwner:
         other.peer.reset()
         world.pass_time(OWNER_SECONDS + 0.2)
         assert not owner.end
+
+
+def lose(world, server, raw) -> None:
+    """The client's network is gone, and the server knows it."""
+    raw.peer.reset()
+    world.until(lambda: server.counter(Counter.LINK_STATE) == LinkState.DOWN)
+
+
+class TestResume:
+    @pytest.fixture
+    def raw(self, world, server):
+        return world.linked_client(server.port)
+
+    @pytest.fixture
+    def visitor(self, world, server, raw):
+        visitor = world.visitor(server.port, b"hello")
+        world.until(lambda: raw.data(1) == b"hello")
+        return visitor
+
+    def again(self, world, server, raw, **how):
+        """Come back with the session; say how far stream 1 is."""
+        session = raw.handshake.welcome.session
+        greeting = make.sync(1, 1) + make.state(1, 3, 1 << 20)
+        return world.linked_client(server.port, session=session, greeting=greeting, **how)
+
+    def test_the_session_goes_on(self, world, server, raw, visitor):
+        raw.send(FrameType.DATA, 1, 0, b"to you")
+        world.until(lambda: visitor.received == b"to you")
+        lose(world, server, raw)
+        visitor.send(b", again")
+        world.pass_time(20)
+        newer = self.again(world, server, raw)
+        world.until(lambda: newer.data(1) == b"lo, again")
+
+        assert newer.frames[0] == (FrameType.SYNC, 0, 1, b"\0\0\0\1")
+        state = newer.frames[1]
+        assert (state.type, state.stream_id, state.value) == (FrameType.STATE, 1, 6)
+        welcome = newer.handshake.welcome
+        assert (welcome.resumed, welcome.epoch) == (True, 2)
+        assert welcome.session == raw.handshake.welcome.session
+        table = server.worker.memory.table
+        assert (table.epoch, table.words[1]) == (2, int(welcome.session[:16], 16))
+        newer.send(FrameType.DATA, 1, 6, b" too")
+        world.until(lambda: visitor.received == b"to you too")
+
+    def test_also_over_a_link_that_is_still_there(self, world, server, raw, visitor):
+        newer = self.again(world, server, raw)
+        world.until(lambda: newer.data(1) == b"lo")
+        world.until(lambda: raw.end)
+        assert not visitor.end
+
+    def test_a_session_that_is_not_known_is_no_error(self, world, server, raw, visitor):
+        lose(world, server, raw)
+        newer = world.linked_client(server.port, session="ee" * 16)
+        welcome = newer.handshake.welcome
+        assert (welcome.resumed, welcome.epoch) == (False, 1)
+        assert welcome.session not in ("ee" * 16, raw.handshake.welcome.session)
+        world.until(lambda: visitor.end == "rst")
+
+    def test_the_session_of_another_run_is_not_resumed(self, world, server, raw, visitor):
+        lose(world, server, raw)
+        newer = world.linked_client(
+            server.port, session=raw.handshake.welcome.session, run_id=OTHER_RUN
+        )
+        assert not newer.handshake.welcome.resumed
+        world.until(lambda: visitor.end == "rst")
+
+    def test_a_late_duplicate_is_stale_and_harms_nobody(self, world, server, raw, visitor):
+        number = server.worker.memory.table.attempt
+        for attempt in (number, number - 1):
+            late = world.raw_client(server.port, attempt=attempt)
+            world.until(lambda late=late: late.refused)
+            assert late.refused is RefusedCode.STALE
+            assert late.handshake.refusal.proven
+        assert not raw.end
+        assert not visitor.end
+        assert server.worker.memory.table.attempt == number
+
+    def test_an_attempt_of_a_stranger_moves_nothing(self, world, server, raw, visitor):
+        number = server.worker.memory.table.attempt
+        late = world.raw_client(server.port, attempt=2**53, token="x" * 32)
+        world.until(lambda: late.end)
+        assert server.worker.memory.table.attempt == number
+        assert not raw.end
+
+    def test_who_breaks_the_protocol_ends_the_session(self, world, server, raw, visitor):
+        newer = world.linked_client(
+            server.port, session=raw.handshake.welcome.session, greeting=make.sync(99, 0)
+        )
+        world.until(lambda: newer.end and visitor.end)
+        assert newer.of(FrameType.GOAWAY)[0].payload == b"\0\1"
+        assert visitor.end == "rst"
+        assert not server.worker.session_id
+
+    def test_a_client_that_left_is_not_waited_for(self, world, server, raw, visitor):
+        raw.send(FrameType.GOAWAY, 0, 1, b"\0\0")
+        world.settle()
+        lose(world, server, raw)
+        world.until(lambda: visitor.end == "rst")
+
+    def test_after_the_grace_it_is_over(self, world, server, raw, visitor):
+        lose(world, server, raw)
+        world.pass_time(59.5, step=0.1)
+        assert not visitor.end
+        world.pass_time(1.0)
+        world.until(lambda: visitor.end == "rst")
+        newer = world.linked_client(server.port, session=raw.handshake.welcome.session)
+        assert not newer.handshake.welcome.resumed
+
+    def test_a_silent_link_is_given_up_after_the_grace(self, world, server, raw, visitor):
+        make_doubted(world, server, raw)
+        world.pass_time(61.0, step=0.1)
+        world.until(lambda: raw.end and visitor.end == "rst")
+
+    def test_a_resume_that_never_ends_is_given_up(self, world, server, raw, visitor):
+        newer = world.linked_client(
+            server.port, session=raw.handshake.welcome.session, greeting=make.sync(1, 2)
+        )
+        world.pass_time(59.0, step=0.1)
+        assert not visitor.end
+        world.pass_time(2.0)
+        world.until(lambda: newer.end and visitor.end == "rst")
+
+    def test_another_host_waits_until_the_owner_gave_up(self, world, server, raw, visitor):
+        lose(world, server, raw)
+        for _ in range(2):
+            world.pass_time(29.0, step=0.1)
+            other = world.raw_client(server.port, host_id=OTHER_HOST)
+            world.until(lambda other=other: other.refused)
+            assert other.refused is RefusedCode.IN_USE
+            assert other.handshake.refusal.holder.startswith("127.0.0.1:")
+        assert not visitor.end
+        world.pass_time(3.0)
+        assert world.linked_client(server.port, host_id=OTHER_HOST).is_up
+
+    def test_another_host_waits_also_for_a_silent_owner(self, world, server, raw):
+        raw.answers_pings = False
+        world.pass_time(0.5)
+        other = world.raw_client(server.port, host_id=OTHER_HOST)
+        world.pass_time(OWNER_SECONDS + 0.3)
+        assert other.refused is RefusedCode.IN_USE
+        assert not raw.end
+
+    def test_a_restarted_client_of_the_same_host_has_the_port_at_once(
+        self, world, server, raw, visitor
+    ):
+        lose(world, server, raw)
+        newer = world.linked_client(server.port, run_id=OTHER_RUN, attempt=1)
+        world.until(lambda: visitor.end == "rst")
+        assert newer.handshake.welcome.epoch == 1
 
 
 class TestHold:
@@ -292,22 +443,22 @@ class TestUnanswered:
         lost.send(pattern(1, 10_000, 50_000))
         world.pass_time(1.0)
         assert not lost.end
-        (held,) = server.worker._held
-        assert held.stream.head == 10_000, "nothing is read into a record that was given back"
+        (relay,) = server.worker._waiting
+        assert relay.stream.head == 60_000, "it is read on"
         raw = world.linked_client(server.port)
-        world.until(lambda: len(raw.data(2)) == 60_000)
-        assert raw.data(2) == pattern(1, 0, 60_000)
+        world.until(lambda: len(raw.data(1)) == 60_000)
+        assert raw.data(1) == pattern(1, 0, 60_000)
         assert server.counter(Counter.HELD) == 0
         assert server.counter(Counter.VISITORS_TOTAL) == 1
-        raw.send(FrameType.DATA, 2, 0, b"answer")
+        raw.send(FrameType.DATA, 1, 0, b"answer")
         world.until(lambda: lost.received == b"answer")
 
     def test_they_come_before_those_who_came_later(self, world, server, lost):
         world.visitor(server.port, b"later")
         world.until(lambda: server.counter(Counter.HELD) == 2)
         raw = world.linked_client(server.port)
-        world.until(lambda: raw.data(3) == b"later")
-        assert raw.data(2) == pattern(1, 0, 10_000)
+        world.until(lambda: raw.data(2) == b"later")
+        assert raw.data(1) == pattern(1, 0, 10_000)
 
     def test_they_come_before_those_who_waited_already(self, world, server):
         raw = world.linked_client(server.port)
@@ -316,13 +467,32 @@ class TestUnanswered:
         world.until(lambda: raw.data(1) == b"first")
         make_doubted(world, server, raw)
         world.visitor(server.port, b"second")
-        world.until(lambda: server.counter(Counter.HELD) == 1)
-        raw.peer.reset()
         world.until(lambda: server.counter(Counter.HELD) == 2)
+        raw.peer.reset()
+        world.until(lambda: server.counter(Counter.LINK_STATE) == LinkState.DOWN)
         raw = world.linked_client(server.port)
         world.until(lambda: len(raw.of(FrameType.DATA)) == 2)
-        assert raw.data(2) == b"first"
-        assert raw.data(3) == b"second"
+        assert raw.data(1) == b"first"
+        assert raw.data(2) == b"second"
+        assert opens(raw) == [1, 2]
+
+    def test_each_waits_for_its_own_time(self, world, server):
+        """The older one had waited on a good link before, the younger one never did."""
+        raw = world.linked_client(server.port)
+        raw.answers_opens = False
+        older = world.visitor(server.port, b"first")
+        world.until(lambda: raw.data(1) == b"first")
+        world.pass_time(5.0)
+        raw.send(FrameType.PONG, 0, 1)
+        world.settle()
+        raw.peer.reset()
+        world.until(lambda: server.counter(Counter.LINK_STATE) == LinkState.DOWN)
+        younger = world.visitor(server.port, b"second")
+        world.pass_time(5.2)
+        world.until(lambda: older.end == "rst")
+        assert not younger.end
+        world.pass_time(5.0)
+        world.until(lambda: younger.end == "rst")
 
     def test_one_that_has_finished_keeps_its_fin(self, world, server):
         raw = world.linked_client(server.port)
@@ -334,15 +504,16 @@ class TestUnanswered:
         world.until(lambda: server.counter(Counter.HELD) == 1)
         raw = world.linked_client(server.port)
         world.until(lambda: raw.of(FrameType.FIN))
-        assert raw.data(2) == b"question"
+        assert raw.data(1) == b"question"
         assert raw.of(FrameType.FIN)[0].value == 8
 
     def test_they_wait_for_no_longer_than_hold(self, world, server, lost):
         world.pass_time(10.1)
         world.until(lambda: lost.end)
         assert lost.end == "rst"
-        assert server.worker.memory.arena.used_bytes == 0
         assert server.counter(Counter.VISITORS) == 0
+        world.linked_client(server.port)
+        assert server.worker.memory.arena.used_bytes == 0, "nobody is left to be told"
 
     def test_also_when_a_newer_link_takes_the_place_of_a_living_one(self, world, server):
         raw = world.linked_client(server.port)
@@ -350,7 +521,7 @@ class TestUnanswered:
         world.visitor(server.port, b"hi")
         world.until(lambda: raw.data(1) == b"hi")
         newer = world.linked_client(server.port)
-        world.until(lambda: newer.data(2) == b"hi")
+        world.until(lambda: newer.data(1) == b"hi")
 
     def test_one_that_the_client_has_answered_is_reset(self, world, server):
         raw = world.linked_client(server.port)
@@ -358,6 +529,9 @@ class TestUnanswered:
         world.until(lambda: raw.data(1) == b"hi")
         world.settle()
         raw.peer.reset()
+        world.pass_time(2.0)
+        assert not visitor.end
+        world.linked_client(server.port)  # it has no session: it was started anew
         world.until(lambda: visitor.end)
         assert visitor.end == "rst"
 
@@ -376,12 +550,13 @@ class TestUnanswered:
 class TestDoubt:
     def test_visitors_wait_and_are_let_in_when_the_link_speaks_again(self, world, server):
         raw = world.linked_client(server.port)
+        raw.answers_opens = False
         make_doubted(world, server, raw)
         visitor = world.visitor(server.port, b"hi")
         silent = world.visitor(server.port)
         world.pass_time(1.0)
         assert server.counter(Counter.HELD) == 1
-        assert opens(raw) == []
+        assert opens(raw) == [1], "OPEN can be sent again"
         raw.send(FrameType.PONG, 0, 1)
         world.until(lambda: len(opens(raw)) == 2 or world.pass_time(0.05))
         assert server.counter(Counter.HELD) == 0
@@ -405,9 +580,11 @@ class TestDoubt:
         make_doubted(world, server, raw)
         world.visitor(server.port, b"hi")
         world.settle()
+        raw.answers_opens = False
         newer = world.linked_client(server.port)
         world.until(lambda: raw.end)
-        world.until(lambda: newer.data(1) == b"hi")
+        world.visitor(server.port, b"there")
+        world.until(lambda: b"there" in newer.data(1) + newer.data(2))
 
     def test_a_visitor_makes_the_server_ask_an_idle_link(self, world):
         server = world.server(idle_ping_seconds=30.0)

@@ -101,16 +101,63 @@ class TestEnds:
         assert visitor.end == "rst"
         assert visitor.received == b""
 
-    def test_a_lost_link_resets_both_ends_and_never_looks_finished(self, world, tunnel):
+    @pytest.mark.parametrize("whose", ["server", "client"])
+    def test_a_lost_link_is_a_pause(self, world, tunnel, whose):
         visitor, peer = tunnel.visit(b"hello")
         peer.send(b"half of it")
         world.until(lambda: visitor.received)
-        tunnel.server.worker.link.lose("by the test")
-        world.until(lambda: visitor.end and peer.end)
-        assert (visitor.end, peer.end) == ("rst", "rst")
+        session = tunnel.server.worker.session_id
+        getattr(tunnel, whose).worker.link.lose("by the test")
+        visitor.send(b", more")
+        peer.send(b", the rest")
         world.until(tunnel.is_up, "a new link, at once")
-        visitor, peer = tunnel.visit(b"again")
-        world.until(lambda: peer.received == b"again")
+        world.until(lambda: visitor.received == b"half of it, the rest")
+        world.until(lambda: peer.received == b"hello, more")
+        assert tunnel.client.worker.session_id == tunnel.server.worker.session_id == session
+        assert tunnel.server.worker.memory.table.epoch == 2
+        visitor.finish()
+        peer.finish()
+        world.until(lambda: visitor.end and peer.end)
+        assert (visitor.end, peer.end) == ("fin", "fin")
+
+    def test_200_flaps_in_a_row(self, world, tunnel):
+        visitor, peer = tunnel.visit(b"")
+        sent = 0
+        for number in range(200):
+            worker = (tunnel.server, tunnel.client)[number % 2].worker
+            if worker.link is not None:
+                worker.link.lose("by the test")
+            visitor.send(pattern(1, sent, 700))
+            peer.send(pattern(2, sent, 700))
+            sent += 700
+            for _ in range(number % 23):
+                world.turn()
+        world.until(lambda: len(visitor.received) == len(peer.received) == sent)
+        assert peer.received == pattern(1, 0, sent)
+        assert visitor.received == pattern(2, 0, sent)
+
+    def test_who_leaves_on_purpose_is_not_waited_for(self, world, tunnel):
+        visitor, _ = tunnel.visit(b"hello")
+        tunnel.client.say(type="stop")
+        world.until(lambda: tunnel.client.worker.left is not None)
+        tunnel.client.worker.link.close()  # as the end of its process does
+        world.until(lambda: visitor.end)
+        assert visitor.end == "rst"
+        assert not tunnel.server.worker.session_id
+
+    def test_when_the_grace_is_over_both_ends_are_reset(self, world, tunnel):
+        visitor, peer = tunnel.visit(b"hello")
+        tunnel.client.worker.link.lose("by the test")
+        world.stepper.loops.remove(tunnel.client.loop)
+        world.pass_time(59.0, step=0.1)
+        assert not visitor.end
+        world.pass_time(2.0)
+        world.until(lambda: visitor.end)
+        assert visitor.end == "rst"
+        assert not tunnel.server.worker.session_id
+        world.stepper.loops.append(tunnel.client.loop)
+        world.until(lambda: peer.end)
+        assert peer.end == "rst", "its session is not there any more"
 
 
 class TestCounters:
@@ -150,7 +197,7 @@ class TestCounters:
         world.until(lambda: len(peer.received) == 5000)
         tunnel.client.worker.link.lose("by the test")
         world.until(lambda: tunnel.server.counter(Counter.LINK_STATE) == LinkState.DOWN)
-        assert tunnel.server.counter(Counter.VISITORS) == 0
+        assert tunnel.server.counter(Counter.VISITORS) == 1
         world.until(tunnel.is_up)
         _, peer = tunnel.visit(bytes(700))
         world.until(lambda: len(peer.received) == 700)
@@ -158,8 +205,8 @@ class TestCounters:
         for side in (tunnel.server, tunnel.client):
             assert side.counter(Counter.BYTES_IN) == 5700
             assert side.counter(Counter.LINKS_TOTAL) == 2
-            assert side.counter(Counter.RESETS_TOTAL) == 1
-            assert side.counter(Counter.VISITORS) == 1
+            assert side.counter(Counter.RESETS_TOTAL) == 0
+            assert side.counter(Counter.VISITORS) == 2
 
     def test_say_by_when_the_loop_turns_again(self, world, tunnel):
         for _ in range(20):

@@ -87,13 +87,13 @@ class TestWho:
     def test_a_held_visitor_waits_for_the_link(self, world):
         server = world.server(hold_seconds=60.0)
         world.visitor(server.port, b"hello")
-        world.until(lambda: server.worker._held)
+        world.until(lambda: server.worker._waiting)
         server.say(type="who", number=5)
         world.settle()
         world.pass_time(0.6)
         world.until(lambda: server.told("answer"))
         (one,) = server.told("answer")[0]["body"]["visitors"]
-        assert (one["waits_for"], one["bytes_in"]) == ("link", 0)
+        assert (one["waits_for"], one["bytes_in"]) == ("link", 5)
 
     def test_a_visitor_that_does_not_read_is_waited_for(self, world, tunnel):
         visitor, peer = tunnel.visit()
@@ -140,11 +140,11 @@ class TestKick:
     def test_one_that_is_held(self, world):
         server = world.server(hold_seconds=60.0)
         visitor = world.visitor(server.port, b"hello")
-        world.until(lambda: server.worker._held)
+        world.until(lambda: server.worker._waiting)
         server.say(type="kick", number=1, address="127.0.0.1")
         world.until(lambda: visitor.end)
         assert visitor.end == "rst"
-        assert not server.worker._held
+        assert not server.worker._waiting
 
     def test_nobody(self, tunnel):
         tunnel.visit()
@@ -165,8 +165,8 @@ class TestKick:
         assert [one.id for one in find(visitors, whom)] == ids
 
 
-def ended_relay(ended) -> Any:
-    return SimpleNamespace(ended=ended)
+def ended_relay(ended, *, is_known=True) -> Any:
+    return SimpleNamespace(ended=ended, stream=SimpleNamespace(is_known=is_known))
 
 
 class TestHowItEnded:
@@ -187,6 +187,7 @@ class TestHowItEnded:
 
     def test_other_ways(self):
         visitor = Visitor(1, "x:1", 0.0)
+        visitor.relay = ended_relay(ResetCode.CANCELLED, is_known=False)
         assert "in vain" in describe_end(visitor, is_server=True, link_lost=True)
         visitor.relay = ended_relay(ResetCode.CANCELLED)
         assert describe_end(visitor, is_server=True, link_lost=True) == "the link was lost"
@@ -217,7 +218,7 @@ class TestAccessLog:
     @pytest.mark.parametrize(
         ("end", "how"),
         [("visitor", "reset by the visitor"), ("target", "reset by the target"),
-         ("link", "the link was lost"), ("kick", "kicked")],
+         ("kick", "kicked")],
     )  # fmt: skip
     def test_it_says_how(self, world, lines, end, how):
         tunnel = Tunnel(world, access_log=True)
@@ -226,8 +227,6 @@ class TestAccessLog:
             visitor.reset()
         elif end == "target":
             peer.reset()
-        elif end == "link":
-            tunnel.server.worker.link.lose("by the test")
         else:
             tunnel.ask(tunnel.server, "kick", all=True)
         world.until(lambda: len(lines) == 2)
@@ -238,7 +237,7 @@ class TestAccessLog:
     def test_one_that_waited_in_vain(self, world, lines):
         server = world.server(hold_seconds=1.0, access_log=True)
         visitor = world.visitor(server.port, b"hello")
-        world.until(lambda: server.worker._held)
+        world.until(lambda: server.worker._waiting)
         world.pass_time(1.1)
         world.until(lambda: visitor.end)
         assert [line["how"] for line in lines] == ["waited for the link in vain"]
