@@ -22,7 +22,6 @@ from loguru import logger
 
 from tunneltcp import __version__
 from tunneltcp.config.state import host_id
-from tunneltcp.config.token_files import place_warning
 from tunneltcp.control.context import Role, WorkerContext
 from tunneltcp.errors import ExitCode
 from tunneltcp.log import Throttle, echo_from, setup_log
@@ -31,6 +30,7 @@ from tunneltcp.master.control_socket import ControlSocket
 from tunneltcp.master.folders import CONTROL_SOCKET, InstanceLock, make_folders
 from tunneltcp.master.helpers import Helpers, Lookups
 from tunneltcp.master.monitor import Monitor
+from tunneltcp.master.notices import tell_of_token, warn_of_auth, warn_of_token
 from tunneltcp.master.own_process import (
     allow_merging,
     keep_standard_open,
@@ -46,7 +46,7 @@ from tunneltcp.master.signals import SignalQueue
 from tunneltcp.master.spawn import freeze
 from tunneltcp.master.status import master_status
 from tunneltcp.master.stopped import StoppedPorts
-from tunneltcp.master.tunnel import Surroundings
+from tunneltcp.master.surroundings import Surroundings
 from tunneltcp.master.tunnel_set import TunnelSet
 from tunneltcp.net.loop import Loop
 
@@ -58,7 +58,8 @@ if TYPE_CHECKING:
     from tunneltcp.config.token_reader import TokenReader
     from tunneltcp.master.folders import Folders
     from tunneltcp.master.keys import Derive
-    from tunneltcp.master.tunnel import Tunnel, WorkerFds
+    from tunneltcp.master.surroundings import WorkerFds
+    from tunneltcp.master.tunnel import Tunnel
 
 __all__ = ["Master"]
 
@@ -73,13 +74,6 @@ _ANNOUNCE_SECONDS: Final = 3.0
 
 _STOP_LIMIT_SECONDS: Final = 5.0
 """Beyond the drain, and after a second TERM: then we leave, and the kernel kills the rest."""
-
-_NO_AUTH: Final = {
-    Role.SERVER: '"auth" is "none": whoever can run a program on this machine can be the '
-    "client of any tunnel; other machines cannot",
-    Role.CLIENT: '"auth" is "none": whoever listens at the server\'s ports is believed',
-}
-"""Said at each start."""
 
 
 class Master:
@@ -192,19 +186,9 @@ class Master:
     def _get_secrets(self) -> None:
         """Have keys and certificates, a fraction of a second: no worker begins without."""
         if self._secrets.make(self.config):
-            host = "HOST: a name or address of this machine"
-            logger.info(
-                "made a token in {}; where the apps are, say once: tunneltcp login HOST ({})",
-                self.folders.state,
-                host,
-            )
-        self._warn_of_token()
-        if self.config.auth == "none":
-            logger.warning("{}", _NO_AUTH[self.role])
-
-    def _warn_of_token(self) -> None:
-        if warning := place_warning(self.config.token):
-            logger.warning("{}", warning)
+            tell_of_token(self.folders.state)
+        warn_of_token(self.config)
+        warn_of_auth(self.config, self.role)
 
     def _start(self) -> None:
         around = Surroundings(
@@ -375,7 +359,7 @@ class Master:
     def take_config(self, config: Config) -> None:
         """Have other settings from now on; what concerns tunnels is the caller's."""
         old, self.config = self.config, config
-        self._warn_of_token()
+        warn_of_token(config)
         self._budget = config.budget_bytes or computed_budget(len(config.tunnels))
         self.tunnel_set.around.addresses = self._addresses()
         self.tunnel_set.around.drain_seconds = config.drain_seconds

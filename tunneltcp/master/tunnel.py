@@ -7,7 +7,6 @@ back. Listeners and memory stay when a worker goes; each worker has a channel of
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from tunneltcp.advice import port_trouble
@@ -39,18 +38,16 @@ from tunneltcp.master.report import (
 )
 from tunneltcp.master.resources import PortBusy, make_memory
 from tunneltcp.master.spawn import fork_worker
+from tunneltcp.master.surroundings import WorkerFds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tunneltcp.config.model import TunnelConfig
-    from tunneltcp.control.context import WorkerContext
-    from tunneltcp.master.children import Children
-    from tunneltcp.master.helpers import Helpers, Lookups
-    from tunneltcp.master.secrets import PortSecrets
-    from tunneltcp.net.loop import Loop, Timer
+    from tunneltcp.master.surroundings import Surroundings
+    from tunneltcp.net.loop import Timer
 
-__all__ = ["Surroundings", "Tunnel", "WorkerFds"]
+__all__ = ["Tunnel"]
 
 _REPLACE_SECONDS: Final = 0.2
 """Between a worker's wish and its replacement: a TERM for the whole group of processes reaches
@@ -58,36 +55,6 @@ the workers first, and then they are to be drained."""
 
 _CHANNEL_END_SECONDS: Final = 1.0
 """A worker whose channel ended is leaving; if it is still there after this, it is broken."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerFds:
-    """The descriptors one worker is born with."""
-
-    listeners: tuple[int, ...]
-    channel: int
-    counters: int
-    memory: int
-    keys: int
-    certificate: int
-
-
-@dataclass(slots=True, kw_only=True)
-class Surroundings:
-    """What all tunnels of a master have in common; a new config changes some of it."""
-
-    loop: Loop
-    children: Children
-    helpers: Helpers
-    lookups: Lookups
-    addresses: tuple[str, ...]
-    """Where public ports are bound; empty on a client."""
-    drain_seconds: float
-    secrets: PortSecrets
-    make_context: Callable[[TunnelConfig, WorkerFds], WorkerContext]
-    worker_main: Callable[[WorkerContext], int]
-    maps: list[memoryview]
-    """All mappings of counters, for a child to let go of."""
 
 
 class Tunnel:

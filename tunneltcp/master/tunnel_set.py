@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tunneltcp.config.model import TunnelConfig
     from tunneltcp.master.changes import Changes
     from tunneltcp.master.stopped import StoppedPorts
-    from tunneltcp.master.tunnel import Surroundings
+    from tunneltcp.master.surroundings import Surroundings
 
 __all__ = ["TunnelSet"]
 

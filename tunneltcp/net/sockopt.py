@@ -94,12 +94,12 @@ def error_text(code: int) -> str:
     return _ERROR_TEXTS.get(code) or os.strerror(code)
 
 
-def gather_send(sock: Transport) -> Callable[[Buffers], int]:
+def gather_send(transport: Transport) -> Callable[[Buffers], int]:
     """Return a function that sends a list of buffers and says how many bytes were taken."""
-    if sys.platform == "win32" and isinstance(sock, socket.socket):
-        return lambda buffers: sock.send(b"".join(buffers))
-    else:  # noqa: RET505 - see new_socket
-        return sock.sendmsg
+    gather: Callable[[Buffers], int] | None = getattr(transport, "sendmsg", None)
+    if gather is None:  # on Windows
+        return lambda buffers: transport.send(b"".join(buffers))
+    return gather
 
 
 def prepare_connection(sock: socket.socket) -> None:

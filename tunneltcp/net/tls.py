@@ -202,6 +202,10 @@ class TlsConnection:
             raise _failure(_sentence(error)) from error
         return count
 
+    def send(self, data: bytes) -> int:
+        """Send all of ``data``, or be called again with the same."""
+        return self.sendmsg([data])
+
     def sendmsg(self, buffers: Sequence[bytes | memoryview]) -> int:
         """Send all of ``buffers``, or be called again with the same ones."""
         size = sum(map(len, buffers))

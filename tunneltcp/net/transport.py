@@ -5,10 +5,7 @@ A plain socket *is* a transport: nothing stands between a link without TLS and t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from typing import Protocol
 
 __all__ = ["Transport"]
 
@@ -40,10 +37,11 @@ class Transport(Protocol):
             OSError: The connection failed; ``strerror`` says how.
         """
 
-    def sendmsg(self, buffers: Sequence[bytes | memoryview], /) -> int:
-        """Send from the front of ``buffers``; return how many bytes are done with.
+    def send(self, data: bytes, /) -> int:
+        """Send from the front of ``data``; return how many bytes are done with.
 
-        What was not taken is to be offered again first, in the same pieces.
+        Where there is ``sendmsg``, it does the same with a list of buffers. What was not taken
+        is to be offered again first, in the same pieces.
 
         Raises:
             BlockingIOError: Nothing was.

@@ -197,7 +197,7 @@ class Claim:
         # A few hundred bytes into an empty socket: what does not fit never will.
         if data and self.is_open:
             with contextlib.suppress(OSError):
-                self.transport.sendmsg([data])
+                self.transport.send(data)
 
     def welcome(self, session: str, epoch: int, *, resumed: bool) -> bytes:
         """Take the link; return what came behind the handshake. The socket is handed over."""

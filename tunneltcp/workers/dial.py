@@ -166,7 +166,7 @@ class Attempt:
     def _write(self) -> None:
         # A few hundred bytes into an empty socket: what does not fit never will.
         with contextlib.suppress(OSError):
-            self.transport.sendmsg([self._handshake.data_to_send()])
+            self.transport.send(self._handshake.data_to_send())
 
     def _on_message(self, events: int) -> None:
         del events

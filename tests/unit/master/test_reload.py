@@ -31,7 +31,7 @@ class File:
         entries = [
             {"name": f"good-{port}"} | extra | {"remote_port": port} for port, extra in tunnels
         ]
-        usual = {"drain": 1, "tls": False}
+        usual: dict[str, object] = {"drain": 1, "tls": False}
         if self._role == "client":  # nobody has logged in here
             usual["auth"] = "none"
         self._path.write_bytes(orjson.dumps({**usual, **settings, "tunnels": entries}))

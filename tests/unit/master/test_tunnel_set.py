@@ -15,7 +15,7 @@ from tunneltcp.master.changes import compare
 from tunneltcp.master.process import ProcessState
 from tunneltcp.master.secrets import PortSecrets
 from tunneltcp.master.stopped import StoppedPorts
-from tunneltcp.master.tunnel import Surroundings
+from tunneltcp.master.surroundings import Surroundings
 from tunneltcp.master.tunnel_set import TunnelSet
 from tunneltcp.net.loop import Loop
 

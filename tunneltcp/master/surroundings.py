@@ -1,0 +1,48 @@
+"""What a tunnel finds around it in its master, and what its worker is born with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tunneltcp.config.model import TunnelConfig
+    from tunneltcp.control.context import WorkerContext
+    from tunneltcp.master.children import Children
+    from tunneltcp.master.helpers import Helpers, Lookups
+    from tunneltcp.master.secrets import PortSecrets
+    from tunneltcp.net.loop import Loop
+
+__all__ = ["Surroundings", "WorkerFds"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerFds:
+    """The descriptors one worker is born with."""
+
+    listeners: tuple[int, ...]
+    channel: int
+    counters: int
+    memory: int
+    keys: int
+    certificate: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Surroundings:
+    """What all tunnels of a master have in common; a new config changes some of it."""
+
+    loop: Loop
+    children: Children
+    helpers: Helpers
+    lookups: Lookups
+    addresses: tuple[str, ...]
+    """Where public ports are bound; empty on a client."""
+    drain_seconds: float
+    secrets: PortSecrets
+    make_context: Callable[[TunnelConfig, WorkerFds], WorkerContext]
+    worker_main: Callable[[WorkerContext], int]
+    maps: list[memoryview]
+    """All mappings of counters, for a child to let go of."""
