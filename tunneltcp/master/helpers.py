@@ -178,6 +178,8 @@ def _find_holder(port: int) -> tuple[str, bool]:
     for connection in psutil.net_connections("tcp"):
         if not connection.laddr or connection.laddr.port != port:
             continue
+        if connection.status == psutil.CONN_TIME_WAIT:  # stands in no listener's way
+            continue
         who = _process_name(connection.pid)
         if connection.status == psutil.CONN_LISTEN:
             return f"{who} listens on it", True

@@ -72,8 +72,13 @@ def _serve(context, kind, say, counters, selector, listeners) -> int:
         counters[Counter.BEAT_NS] = time.monotonic_ns() + 500_000_000
         for key, _ in selector.select(0.5):
             if key.fd in listeners:
-                with suppress(BlockingIOError):
+                try:
                     visitor, _ = listeners[key.fd].accept()
+                except BlockingIOError:
+                    pass
+                except OSError:  # shut down by the master, and from now on always readable
+                    selector.unregister(key.fd)
+                else:
                     counters[Counter.VISITORS_TOTAL] += 1
                     visitor.sendall(f"{os.getpid()}\n".encode())
                     if kind == "keep":
