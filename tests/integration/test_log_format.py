@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from functools import partial
 from typing import TYPE_CHECKING
 
 import orjson
@@ -33,8 +34,14 @@ def objects(text: str) -> list[Json]:
     return found
 
 
+def _says(master: Master, name: str, words: str) -> bool:
+    return words in master.log_text(name)
+
+
 def check_logs(master: Master, port: int) -> None:
     for name in ("master.log", f"tunnel-{port}.log"):
+        # A worker tells its master first, which shows it, and writes its own log then.
+        wait_until(partial(_says, master, name, "link up"), what=name)
         lines = objects(master.log_text(name))
         assert any("link up" in line["message"] for line in lines), name
         assert {line["fields"].get("tunnel", port) for line in lines} == {port}

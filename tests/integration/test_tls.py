@@ -15,7 +15,7 @@ from tests.support.fake_link import RawClient
 from tests.support.fake_tls import TlsPeer
 from tests.support.pattern import pattern
 from tests.support.ports import free_port
-from tests.support.processes import Master, TunnelPair, run_tunneltcp
+from tests.support.processes import TOKEN, Master, TunnelPair, run_tunneltcp
 from tests.support.sockets import connect, expect_pattern, receive_exactly
 from tests.support.wait import wait_until
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 def shown(port: int) -> bytes:
     """The hash of the certificate that a server shows on a link, right now."""
-    raw = RawClient(port, tls=client_settings(), run_id="77" * 16, proves=False)
+    raw = RawClient(port, token=TOKEN, tls=client_settings(), run_id="77" * 16, proves=False)
     try:
 
         def greeted() -> bool:

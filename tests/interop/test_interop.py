@@ -305,7 +305,7 @@ def test_after_goaway_running_streams_finish_and_new_visitors_wait(tunnels: Tunn
 
 def test_all_that_works_without_tls_too(tmp_path: Path, load: Load) -> None:
     port = free_port()
-    config = {"tls": False, "tunnels": [{"remote_port": port}]}
+    config = {"tls": False, "auth": "none", "tunnels": [{"remote_port": port}]}
     with (
         Master("server", config, tmp_path / "server"),
         Program(port, tmp_path, "--echo", "--plain"),
@@ -318,7 +318,7 @@ def test_all_that_works_without_tls_too(tmp_path: Path, load: Load) -> None:
 def test_who_speaks_tls_to_a_plain_server_is_refused(tmp_path: Path) -> None:
     """And the other way round: see the prefaces below."""
     port = free_port()
-    config = {"tls": False, "tunnels": [{"remote_port": port}]}
+    config = {"tls": False, "auth": "none", "tunnels": [{"remote_port": port}]}
     with Master("server", config, tmp_path / "server"), connect(port) as sock:
         first = client.preface(client.port_key(port), port, bytes(16), flags=client.TLS_FLAG)
         with pytest.raises(client.RefusedError) as caught:

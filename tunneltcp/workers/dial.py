@@ -137,13 +137,17 @@ class Attempt:
             first = self._sock.recv(_SPOKEN_BYTES, socket.MSG_PEEK)
         except BlockingIOError:
             return
-        except OSError:
-            first = b""  # and the next call finds out what it was
-        if first and first[0] < TLS_FIRST_BYTE:
+        except OSError as error:
+            self._fail_with(error.errno or 0)
+            return
+        if not first:
+            self._fail(Trouble.HANGS_UP)
+            return
+        if first[0] < TLS_FIRST_BYTE:
             self._wait(self._on_message)
             self._on_message(READ)
             return
-        if first and first[0] > _TLS_LAST_BYTE:
+        if first[0] > _TLS_LAST_BYTE:
             self._fail(Trouble.FOREIGN, spoken(first))
             return
         self.transport = connection
