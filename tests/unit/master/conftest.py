@@ -142,7 +142,9 @@ class MasterProcess:
         )
 
     def _where(self) -> str:
-        """Say where a master that does not answer was after a while."""
+        """Say where a master that does not answer was after a while, or how it left."""
+        if self.has_left():
+            return f"ready; it left with {self.code}"
         stacks = self.folders.run.parent / "stacks.txt"
         return f"ready; it was at: {stacks.read_text() if stacks.exists() else 'nowhere'}"
 
