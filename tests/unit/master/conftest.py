@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
 import hashlib
 import os
 import selectors
@@ -235,6 +236,7 @@ def _reap_orphans(before: Snapshot) -> None:
 def _run_master(config, role, folders, prepare, load_again):
     code = 99
     try:
+        gc.freeze()  # garbage of the test's own process would close numbers that are ours now
         os.closerange(3, 4096)  # what the test holds (a busy port) is not ours
         stacks = (folders.run.parent / "stacks.txt").open("w")
         faulthandler.dump_traceback_later(_HANGS_SECONDS, file=stacks)
