@@ -81,7 +81,8 @@ def _serve(context, kind, say, counters, selector, listeners) -> int:
                     selector.unregister(key.fd)
                 else:
                     counters[Counter.VISITORS_TOTAL] += 1
-                    visitor.sendall(f"{os.getpid()}\n".encode())
+                    told = context.budget_bytes if kind == "budget" else os.getpid()
+                    visitor.sendall(f"{told}\n".encode())
                     if kind == "keep":
                         listeners[-visitor.fileno()] = visitor
                 continue
