@@ -208,7 +208,7 @@ class Session:
 
     def free(self, stream: Stream) -> None:
         """Give back what a stream holds: the record, and the ring once nothing is queued."""
-        ring, stream.ring = stream.ring, None
+        ring, stream.ring, stream.free_to = stream.ring, None, 0
         self.table.give(stream.record)
         stream.record = _SPARE_RECORD
         if ring is not None:
@@ -335,9 +335,7 @@ class Session:
     def acknowledge(self, stream: Stream, delivered: int, *, fin_delivered: bool) -> None:
         """The far socket took this much of the stream: room for more."""
         if delivered > stream.acked:
-            stream.acked = delivered
-            if delivered == stream.head:
-                stream.release_ring()
+            stream.acknowledge(delivered)
         if fin_delivered:
             stream.fin_acked = True
             self.forget_if_over(stream)

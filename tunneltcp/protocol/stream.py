@@ -128,6 +128,7 @@ class Stream:
         "fin_at",
         "fin_delivered",
         "fin_sent",
+        "free_to",
         "granted",
         "head",
         "id",
@@ -188,6 +189,8 @@ class Stream:
         self.acked = 0
         self.limit = limit
         self.ring: Ring | None = None
+        self.free_to = 0
+        """Where the ring is full: ``acked`` + its size; 0 while there is none."""
         self.ring_bytes = FIRST_RING_BYTES
         self.paused = False
         self.fin_at = -1
@@ -240,21 +243,21 @@ class Stream:
         ring or in the tunnel's memory: stop reading until :meth:`Endpoint.resume_reading`.
         Whatever ``receive_into`` raises is passed on. At most ``MAX_PAYLOAD_BYTES``.
         """
-        ring = self.ring
         head = self.head
-        if ring is None or head - self.acked >= ring.size:
-            ring = self._first_ring() if ring is None else self._grow(ring)
-            if ring is None:
+        room = self.free_to - head
+        if room <= 0:
+            if not (self._grow(self.ring) if self.ring else self._first_ring()):
                 self.paused = True
                 return -1
+            room = self.free_to - head
+        if room > 262144:  # MAX_PAYLOAD_BYTES
+            room = 262144
+        ring = self.ring
+        assert ring is not None, "it has room"
         start = head & ring.mask
-        end = start + ring.size - head + self.acked
-        if end > ring.size:
-            end = ring.size
-        if end - start > 262144:  # MAX_PAYLOAD_BYTES
-            end = start + 262144
         try:
-            count = receive_into(ring.view[start:end])
+            # A slice ends at the end of the ring, if not earlier.
+            count = receive_into(ring.view[start : start + room])
         except OSError:
             self._release_if_empty()
             raise
@@ -350,6 +353,7 @@ class Stream:
                 self.session.starved.append(self)
             return None
         self.ring = ring
+        self.free_to = self.acked + ring.size
         self.words[self.record + RING_WORD] = ring.word
         return ring
 
@@ -373,6 +377,7 @@ class Stream:
         self.words[self.record + RING_WORD] = larger.word
         self.ring = larger
         self.ring_bytes = size
+        self.free_to = self.acked + size
         self.session.sender.retire(ring)
         return larger
 
@@ -382,12 +387,19 @@ class Stream:
             self.session.arena.give(self._drop_ring(self.ring))
             self.session.feed_starved()
 
-    def release_ring(self) -> None:
-        """All that was read is delivered, says the peer: let go of the ring."""
-        if self.ring is not None:
-            self.session.sender.retire(self._drop_ring(self.ring))
+    def acknowledge(self, delivered: int) -> None:
+        """The far socket took this much: room for more, or no need of a ring any more."""
+        self.acked = delivered
+        ring = self.ring
+        if ring is None:
+            return
+        if delivered == self.head:
+            self.session.sender.retire(self._drop_ring(ring))
+        else:
+            self.free_to = delivered + ring.size
 
     def _drop_ring(self, ring: Ring) -> Ring:
         self.words[self.record + RING_WORD] = 0
         self.ring = None
+        self.free_to = 0
         return ring
