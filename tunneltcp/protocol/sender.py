@@ -217,6 +217,8 @@ class Sender:
         stream.credit_due = False
         delivered = stream.delivered
         stream.credit_at = delivered + stream.credit_step
+        if stream.owe_at:
+            stream.owe_at = stream.credit_at
         limit = delivered + stream.window
         if stream.peer_fin < 0:
             stream.granted = limit

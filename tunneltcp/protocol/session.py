@@ -237,7 +237,7 @@ class Session:
 
     def count_delivered(self, stream: Stream, count: int) -> None:
         """A socket took ``count`` bytes that came for this stream."""
-        stream.delivered += count
+        stream.waiting -= count
         self.owe(stream)
 
     def sweep(self) -> None:
@@ -248,12 +248,13 @@ class Session:
         """
         still = []
         for stream in self.owing:
-            if stream.delivered != stream.seen:
-                stream.seen = stream.delivered
+            delivered = stream.received - stream.waiting
+            if delivered != stream.seen:
+                stream.seen = delivered
                 still.append(stream)
                 continue
-            stream.owing = False
-            if stream.delivered == stream.received != stream.reported:
+            stream.owe_at = 0
+            if not stream.waiting and delivered != stream.reported:
                 self.sender.owe_credit(stream)
         self.owing = still
 
@@ -261,8 +262,8 @@ class Session:
         """More was delivered: CREDIT is due, or will be when the stream is quiet."""
         if stream.delivered >= stream.credit_at:
             self.sender.owe_credit(stream)
-        elif not stream.owing:
-            stream.owing = True
+        elif not stream.owe_at:
+            stream.owe_at = stream.credit_at
             self.owing.append(stream)
 
     # ---------------------------------------------------------------- own frames

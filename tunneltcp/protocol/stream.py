@@ -122,7 +122,6 @@ class Stream:
         "credit_word",
         "data_word",
         "deliver",
-        "delivered",
         "endpoint",
         "fin_acked",
         "fin_at",
@@ -135,7 +134,7 @@ class Stream:
         "id_word",
         "limit",
         "open_payload",
-        "owing",
+        "owe_at",
         "paused",
         "peer_fin",
         "queued",
@@ -151,6 +150,7 @@ class Stream:
         "seen",
         "sent",
         "session",
+        "waiting",
         "window",
         "words",
     )
@@ -198,14 +198,17 @@ class Stream:
         self.fin_acked = False
         # The receiving half.
         self.received = 0
-        self.delivered = 0
+        self.waiting = 0
+        """How much of that the endpoint still keeps."""
         self.granted = granted
         self.window = window
         self.credit_step = min(window // 4, MAX_UNREPORTED_BYTES)
         self.credit_at = self.credit_step
         """CREDIT is due when this much was delivered."""
         self.credit_due = False
-        self.owing = False
+        self.owe_at = 0
+        """Where the session wants to know that more was delivered: ``credit_at`` while it has
+        noted that this stream owes one, else 0."""
         self.seen = 0
         self.peer_fin = -1
         self.fin_delivered = False
@@ -228,6 +231,12 @@ class Stream:
         """Deliver to ``endpoint`` from now on."""
         self.endpoint = endpoint
         self.deliver = endpoint.deliver
+
+    @property
+    def delivered(self) -> int:
+        """How much of what came the endpoint's socket took. Usually that is all, so
+        what it did not take is counted: the path of a frame has one number less to store."""
+        return self.received - self.waiting
 
     @property
     def reported(self) -> int:
@@ -308,10 +317,12 @@ class Stream:
     def detach(self) -> None:
         """The link is lost: send nothing, and drop what came and was not delivered."""
         self.queued = True
-        self.credit_due = self.owing = False
-        if self.received != self.delivered or (self.peer_fin >= 0 and not self.fin_delivered):
+        self.credit_due = False
+        self.owe_at = 0
+        if self.waiting or (self.peer_fin >= 0 and not self.fin_delivered):
             self.endpoint.drop_waiting()
-            self.received = self.delivered
+            self.received -= self.waiting
+            self.waiting = 0
             self.peer_fin = -1
 
     def rewind(self, delivered: int, limit: int) -> int:
