@@ -22,6 +22,7 @@ from tunneltcp.protocol.frames import (
     FIN_DELIVERED,
     HEADER_BYTES,
     IS_RESET,
+    MAX_PAYLOAD_BYTES,
     TYPE_SHIFT,
     FrameType,
     encode_frame,
@@ -150,7 +151,6 @@ class Sender:
         """
         if self.retired:
             self._free_retired()
-        self.is_unwritten = True
         out: list[bytes | memoryview] = []
         append = out.append
         if self._answers:
@@ -183,23 +183,24 @@ class Sender:
                     assert ring is not None, "bytes that were read lie in a ring"
                     start = sent & ring.mask
                     size = end - sent
-                    if size > ring.size - start:
-                        size = ring.size - start
-                    if size > 262144:  # MAX_PAYLOAD_BYTES
-                        size = 262144
+                    stop = start + size
+                    if stop > ring.frame_end:
+                        size = min(size, ring.size - start, MAX_PAYLOAD_BYTES)
+                        stop = start + size
                     out.append(pack(stream.data_word + size * 256, stream.id_word, sent))
-                    out.append(ring.view[start : start + size])
+                    out.append(ring.view[start:stop])
                     sent = stream.sent = sent + size
                     left -= size + 16
                 if sent < end:
                     ready.append(stream)
                 else:
                     stream.queued = False
-                    if stream.reset_code >= 0 or stream.fin_at == sent:
+                    if stream.has_end:
                         left -= self._append_end(stream, out)
                 if left <= 0:
                     break
         self.batch_bytes = BATCH_BYTES - left
+        self.is_unwritten = bool(out)
         return out
 
     def state_frame(self, stream: Stream) -> bytes:
@@ -249,7 +250,7 @@ class Sender:
             payload = stream.reset_code.to_bytes(2, "big")
             out.append(encode_frame(FrameType.RESET, stream.id, 0, payload))
             return HEADER_BYTES + 2
-        if stream.fin_sent:
+        if stream.fin_sent or stream.fin_at != stream.sent:
             return 0
         stream.fin_sent = True
         out.append(encode_frame(FrameType.FIN, stream.id, stream.fin_at))

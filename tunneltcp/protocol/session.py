@@ -176,6 +176,7 @@ class Session:
         self._part(stream)
         stream.words[stream.record + FLAGS] |= ERROR_SEEN
         stream.reset_code = code
+        stream.has_end = True
         if stream.open_payload is not None:  # the peer has never heard of it
             stream.open_payload = None
             stream.silence()

@@ -129,6 +129,7 @@ class Stream:
         "fin_sent",
         "free_to",
         "granted",
+        "has_end",
         "head",
         "id",
         "id_word",
@@ -194,6 +195,8 @@ class Stream:
         self.ring_bytes = FIRST_RING_BYTES
         self.paused = False
         self.fin_at = -1
+        self.has_end = False
+        """FIN or RESET goes, or went, behind what was read."""
         self.fin_sent = False
         self.fin_acked = False
         # The receiving half.
@@ -272,7 +275,7 @@ class Stream:
             raise
         if count:
             self.words[self.read_word] = self.head = head + count
-            if not self.queued and self.sent < self.limit:
+            if not self.queued:
                 self.queued = True
                 self.ready.append(self)
         else:
@@ -282,6 +285,7 @@ class Stream:
     def finish(self) -> None:
         """The endpoint's socket has no more to read: send FIN behind what was read."""
         self.fin_at = self.head
+        self.has_end = True
         self.words[self.record + FLAGS] |= END_READ
         self.session.sender.enqueue(self)
 
@@ -297,6 +301,7 @@ class Stream:
         """The stream is over for the peer, or never was: nothing of it is to be sent."""
         self.sent = self.limit = self.head
         self.fin_at = self.reset_code = -1
+        self.has_end = False
 
     def confirm(self) -> None:
         """The peer knows the stream: OPEN will not be sent again."""
