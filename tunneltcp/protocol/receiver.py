@@ -77,13 +77,17 @@ class Receiver:
                     and (after := value + size) <= stream.granted
                 ):
                     # Two steps: the interpreter is slow at calling what lies in a slot.
-                    deliver = stream.deliver
-                    taken = deliver(view[pos:stop])
+                    send = stream.send
+                    try:
+                        taken = send(view[pos:stop])
+                    except OSError:
+                        taken = 0  # the endpoint will find out
+                    if taken != size:
+                        taken += stream.endpoint.deliver(view[pos + taken : stop])
+                        stream.waiting += size - taken
                     stream.received = after
                     pos = stop
-                    if taken != size:
-                        stream.waiting += size - taken
-                    elif after >= stream.owe_at:
+                    if after >= stream.owe_at:
                         self._session.owe(stream)
                     continue
             size |= (kind & 0xF) << 16

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from tunneltcp.protocol.errors import ResetCode
     from tunneltcp.protocol.session import Session
 
-__all__ = ["DISCARD", "Endpoint", "Stream"]
+__all__ = ["DISCARD", "Endpoint", "Stream", "take_nothing"]
 
 MAX_UNREPORTED_BYTES: Final = 64 * 1024
 """CREDIT goes out at the latest when so much was delivered (PROTOCOL.md §7.5)."""
@@ -109,6 +109,12 @@ class _Discard:
 DISCARD: Final[Endpoint] = _Discard()
 
 
+def take_nothing(data: memoryview) -> int:
+    """Be :attr:`Stream.send` where all has to go through the endpoint."""
+    del data
+    return 0
+
+
 class Stream:
     """One visitor's two-way byte flow, seen from one side."""
 
@@ -121,7 +127,6 @@ class Stream:
         "credit_step",
         "credit_word",
         "data_word",
-        "deliver",
         "endpoint",
         "fin_acked",
         "fin_at",
@@ -149,6 +154,7 @@ class Stream:
         "ring",
         "ring_bytes",
         "seen",
+        "send",
         "sent",
         "session",
         "waiting",
@@ -233,7 +239,10 @@ class Stream:
     def use(self, endpoint: Endpoint) -> None:
         """Deliver to ``endpoint`` from now on."""
         self.endpoint = endpoint
-        self.deliver = endpoint.deliver
+        if endpoint is DISCARD:
+            self.send: Callable[[memoryview], int] = take_nothing
+            """The endpoint's short cut, set by it: tried first with whatever comes. What it does
+            not take, or fails to with an OSError, is delivered to the endpoint."""
 
     @property
     def delivered(self) -> int:
