@@ -114,7 +114,7 @@ class Loop:
         """Leave :meth:`run` at the end of this turn."""
         self._running = False
 
-    def turn(self, *, wait: bool = True) -> None:
+    def turn(self, *, wait: bool = True) -> None:  # noqa: C901 - the hot path
         """Wait once, or only look, then call everything that is due."""
         # Into locals first: the interpreter is slow at calling what lies in an instance.
         clock, poll = self._clock, self._poll

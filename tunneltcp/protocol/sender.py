@@ -144,7 +144,7 @@ class Sender:
         self.retired.clear()
         self._on_rings_back()
 
-    def data_to_send(self) -> list[bytes | memoryview]:  # noqa: C901 - the hot path
+    def data_to_send(self) -> list[bytes | memoryview]:  # noqa: C901, PLR0912 - hot
         """Return the next buffers for the link, at most about ``BATCH_BYTES`` of payload.
 
         Everything returned by the call before must have been written by now.
@@ -152,15 +152,8 @@ class Sender:
         if self.retired:
             self._free_retired()
         out: list[bytes | memoryview] = []
-        append = out.append
-        if self._answers:
-            out += self._answers[: MAX_BATCH_BUFFERS - 1]
-            del self._answers[: MAX_BATCH_BUFFERS - 1]
-        if self._pong is not None:
-            append(encode_frame(FrameType.PONG, 0, self._pong))
-            self._pong = None
-        if self._credits:
-            self._append_credits(out)
+        if self._answers or self._credits or self._pong is not None:
+            self._append_small(out)
         # What is left of the batch, 16 bytes of header for each frame included.
         left = BATCH_BYTES - sum(map(len, out)) if out else BATCH_BYTES
         # The hot path: no calls, no objects but the two buffers of each frame. Numbers are
@@ -170,7 +163,10 @@ class Sender:
         pack = DATA_HEADER.pack
         while ready and left > 0 and len(out) < MAX_BATCH_BUFFERS:
             # All who wait, in their turn, as far as a batch has room for four buffers of each.
-            for _ in range(min(len(ready), (MAX_BATCH_BUFFERS + 3 - len(out)) // 4)):
+            turns = len(ready)
+            if turns > 1:  # the bound of the loop above will do for one
+                turns = min(turns, (MAX_BATCH_BUFFERS + 3 - len(out)) // 4)
+            for _ in range(turns):
                 stream = next_stream()
                 if stream.open_payload is not None:
                     left -= self._append_open(stream, out)
@@ -226,7 +222,13 @@ class Sender:
         flags = FIN_DELIVERED if stream.fin_delivered else 0
         return CREDIT_FRAME.pack(word, delivered, limit, flags)
 
-    def _append_credits(self, out: list[bytes | memoryview]) -> None:
+    def _append_small(self, out: list[bytes | memoryview]) -> None:
+        """What overtakes data: small frames, PONG, CREDIT."""
+        out += self._answers[: MAX_BATCH_BUFFERS - 1]
+        del self._answers[: MAX_BATCH_BUFFERS - 1]
+        if self._pong is not None:
+            out.append(encode_frame(FrameType.PONG, 0, self._pong))
+            self._pong = None
         room = max(0, MAX_BATCH_BUFFERS - len(out))
         out.extend(
             self._credit_frame(stream, stream.credit_word)

@@ -26,9 +26,10 @@ that send; its socket is read on, until the ring is full.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from tunneltcp.protocol.arena import MAX_RING_BYTES
+from tunneltcp.protocol.endpoint import DISCARD, Endpoint, take_nothing
 from tunneltcp.protocol.frames import SIZE_SHIFT, FrameType
 from tunneltcp.protocol.table import (
     BYTES_READ,
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from tunneltcp.protocol.errors import ResetCode
     from tunneltcp.protocol.session import Session
 
-__all__ = ["DISCARD", "Endpoint", "Stream", "take_nothing"]
+__all__ = ["DISCARD", "Endpoint", "Stream"]
 
 MAX_UNREPORTED_BYTES: Final = 64 * 1024
 """CREDIT goes out at the latest when so much was delivered (PROTOCOL.md §7.5)."""
@@ -55,64 +56,6 @@ MAX_UNREPORTED_BYTES: Final = 64 * 1024
 FIRST_RING_BYTES: Final = MAX_UNREPORTED_BYTES
 """Bytes of a stream's first ring: as much as a receiver may leave unreported, so a sender
 never waits for a CREDIT that is not due yet."""
-
-
-class Endpoint(Protocol):
-    """What a stream moves bytes to and from: a socket, or a test's model of one."""
-
-    def deliver(self, data: memoryview) -> int:
-        """Take ``data``; return how many bytes the socket took at once.
-
-        The rest is the endpoint's to keep (copied: the memory is reused at once) and to
-        report later with :meth:`Stream.delivered_more`.
-        """
-
-    def deliver_fin(self) -> None:
-        """The peer has finished: pass that on behind all bytes; see :meth:`Stream.fin_done`."""
-
-    def resume_reading(self) -> None:
-        """There is room again, after :meth:`Stream.fill` found none."""
-
-    def drop_waiting(self) -> None:
-        """The link is lost: forget the bytes kept, and a FIN behind them; both come again."""
-
-    def abort(self, code: int) -> None:
-        """The stream is over by RESET: reset the socket and let go of it."""
-
-    def close(self) -> None:
-        """Both directions have finished and both sides know it: let go of the socket."""
-
-
-class _Discard:
-    """The endpoint of a stream that is over: whatever still comes is dropped."""
-
-    def deliver(self, data: memoryview) -> int:
-        del data
-        return 0
-
-    def deliver_fin(self) -> None:
-        pass
-
-    def resume_reading(self) -> None:
-        pass
-
-    def drop_waiting(self) -> None:
-        pass
-
-    def abort(self, code: int) -> None:
-        del code
-
-    def close(self) -> None:
-        pass
-
-
-DISCARD: Final[Endpoint] = _Discard()
-
-
-def take_nothing(data: memoryview) -> int:
-    """Be :attr:`Stream.send` where all has to go through the endpoint."""
-    del data
-    return 0
 
 
 class Stream:
@@ -241,13 +184,16 @@ class Stream:
         self.endpoint = endpoint
         if endpoint is DISCARD:
             self.send: Callable[[memoryview], int] = take_nothing
-            """The endpoint's short cut, set by it: tried first with whatever comes. What it does
-            not take, or fails to with an OSError, is delivered to the endpoint."""
+            """The endpoint's short cut, set by it: tried first with whatever comes. What it
+            does not take, or fails to with an OSError, is delivered to the endpoint."""
 
     @property
     def delivered(self) -> int:
-        """How much of what came the endpoint's socket took. Usually that is all, so
-        what it did not take is counted: the path of a frame has one number less to store."""
+        """How much of what came the endpoint's socket took.
+
+        Usually that is all, so what it did not take is counted: the path of a frame has one
+        number less to store.
+        """
         return self.received - self.waiting
 
     @property

@@ -29,8 +29,8 @@ from tunneltcp.net.sockopt import (
     new_socket,
     prepare_connection,
 )
+from tunneltcp.protocol.endpoint import take_nothing
 from tunneltcp.protocol.errors import ResetCode
-from tunneltcp.protocol.stream import take_nothing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -158,7 +158,7 @@ class Relay:
     # ------------------------------------------------------------- the stream calls
 
     def deliver(self, data: memoryview) -> int:
-        """See :class:`~tunneltcp.protocol.stream.Endpoint`; so for the others here."""
+        """See :class:`~tunneltcp.protocol.endpoint.Endpoint`; so for the others here."""
         if self._out:
             self._out += data
             return 0
