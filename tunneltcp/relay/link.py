@@ -221,9 +221,9 @@ class Link:
 
     # ------------------------------------------------------------------ life signs
 
-    def ask_for_life(self) -> None:
-        """Send a PING at once, if the link was silent for a moment."""
-        if self._liveness.ask(self._loop.now):
+    def ask_for_life(self, *, whatever_came: bool = False) -> None:
+        """Send a PING at once, if the link was silent for a moment, or in any case."""
+        if self._liveness.ask(self._loop.now, whatever_came=whatever_came):
             self.ping()
             self._set_life_timer()
         elif len(self.session.streams) == 1:

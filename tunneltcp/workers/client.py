@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from typing import TYPE_CHECKING, Any, Final
 
 from tunneltcp.advice import Trouble, link_trouble, target_trouble
@@ -18,6 +17,8 @@ from tunneltcp.relay.relay import Relay, TargetRelay
 from tunneltcp.workers.base import Worker
 from tunneltcp.workers.claims import AGENT
 from tunneltcp.workers.dial import Attempt
+from tunneltcp.workers.pace import MAX_ATTEMPTS, dial_seconds, refused_seconds
+from tunneltcp.workers.roaming import Roaming
 from tunneltcp.workers.visitors import Visitor
 
 if TYPE_CHECKING:
@@ -30,20 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ClientWorker"]
 
-DIAL_SECONDS: Final = 0.7
-"""A new attempt starts this often beside those still pending: one patient ``connect`` comes
-up as late as 10 s after the network is back, a loop of fresh ones within one period."""
-SLOW_DIAL_SECONDS: Final = 2.0
-"""The same after ``SLOW_AFTER_SECONDS`` in vain."""
-SLOW_AFTER_SECONDS: Final = 60.0
-MAX_ATTEMPTS: Final = 4
-"""Attempts pending at once; with the period above, one that needs 2.8 s still comes up."""
 RESOLVE_SECONDS: Final = 5.0
 """A name is asked for again no more often than this."""
-MAX_REFUSED_SECONDS: Final = 30.0
-"""Longest pause after REFUSED, which only a person can heal."""
-MAX_IN_USE_SECONDS: Final = 5.0
-"""Longest pause where the owner of the port may leave at any time, or the server starts."""
 
 
 class ClientWorker(Worker):
@@ -64,12 +53,14 @@ class ClientWorker(Worker):
         self._target_down = ""
         """Why the last visitor did not get to the target; empty if it did."""
         self._relays: dict[Relay, Visitor] = {}
+        self._roaming = Roaming(self.loop, self)
 
     def start(self) -> None:
         """Begin to dial."""
         if not self._target_addresses:
             self._resolve(self.context.target_host, self.context.target_port)
         self._dial_soon(0.0)
+        self._roaming.look()
 
     def count_connections(self) -> int:
         """Return how many connections this worker holds now."""
@@ -144,6 +135,17 @@ class ClientWorker(Worker):
             self._dial_timer.cancel()
         self._dial_timer = self.loop.call_later(seconds, self._dial)
 
+    def server_addresses(self) -> list[SocketAddress]:
+        """Return whom it dials, as far as it is known."""
+        return self._server_addresses
+
+    def dial_anew(self) -> None:
+        """This machine has moved: what was said into the wind before does not count."""
+        if self.link is None:
+            self._dialling_since = self.loop.now
+            self._cancel_attempts(only_unanswered=True)
+            self._dial_soon(0.0)
+
     def _wants_link(self) -> bool:
         return not self.draining and (self.link is None or self.link.is_doubted)
 
@@ -164,9 +166,7 @@ class ClientWorker(Worker):
     def _dial_later(self) -> None:
         """Come back in a while, unless that is arranged already or not wanted any more."""
         if self._dial_timer is None and self._wants_link():
-            tried = self.loop.now - self._dialling_since
-            period = SLOW_DIAL_SECONDS if tried > SLOW_AFTER_SECONDS else DIAL_SECONDS
-            self._dial_soon(_jittered(period))
+            self._dial_soon(dial_seconds(self.loop.now - self._dialling_since))
 
     def _start_attempt(self, address: SocketAddress) -> None:
         hello = Hello(
@@ -184,7 +184,7 @@ class ClientWorker(Worker):
             self._tell_no_link(Trouble.OTHER, format_address(address[1]), str(error.strerror))
             return
         self._attempts.append(attempt)
-        attempt.start()
+        attempt.start(self._roaming.segment_bytes)
 
     def on_challenged(self, attempt: Attempt) -> None:
         """Prove it, unless another attempt is just doing that."""
@@ -224,9 +224,7 @@ class ClientWorker(Worker):
         if refusal is not None:
             self._refusals += 1
             heals = refusal.code in (RefusedCode.IN_USE, RefusedCode.DRAINING)
-            longest = MAX_IN_USE_SECONDS if heals else MAX_REFUSED_SECONDS
-            pause = min(longest, 0.5 * 2 ** min(self._refusals, 10))
-            self._dial_soon(_jittered(pause))
+            self._dial_soon(refused_seconds(self._refusals, heals=heals))
         elif untried:
             self._dial_soon(0.0)
         self._prove_one()
@@ -250,6 +248,7 @@ class ClientWorker(Worker):
         others = [one for one in self._server_addresses if one != attempt.address]
         self._server_addresses = [attempt.address, *others]
         self._next_address = 0
+        self._roaming.on_link(attempt.address[0], attempt.local)
         link = Link(
             self.loop,
             attempt.sock,
@@ -267,10 +266,11 @@ class ClientWorker(Worker):
         self.memory.table.set_session(bytes.fromhex(welcome.session), welcome.epoch)
         self.use_link(link, rest, "")
 
-    def _cancel_attempts(self) -> None:
-        for attempt in self._attempts:
-            attempt.cancel()
-        self._attempts.clear()
+    def _cancel_attempts(self, *, only_unanswered: bool = False) -> None:
+        for attempt in list(self._attempts):
+            if not (only_unanswered and attempt.is_connected):
+                self._attempts.remove(attempt)
+                attempt.cancel()
         if self._dial_timer is not None:
             self._dial_timer.cancel()
             self._dial_timer = None
@@ -280,12 +280,14 @@ class ClientWorker(Worker):
     def on_doubt(self, link: Link) -> None:
         """Dial beside it: the first of the two that speaks stays."""
         super().on_doubt(link)
+        self._roaming.on_doubt(link)
         self._dialling_since = self.loop.now
         self._dial_soon(0.0)
 
     def on_trust(self, link: Link) -> None:
         """It spoke again: what is dialled beside it is not needed."""
         super().on_trust(link)
+        self._roaming.on_trust()
         self._cancel_attempts()
 
     def on_lost(self, link: Link, reason: str) -> None:
@@ -294,6 +296,7 @@ class ClientWorker(Worker):
         super().on_lost(link, reason)
         if not is_ours:
             return
+        self._roaming.on_lost(link)
         if self.draining:
             self.leave()
             return
@@ -371,8 +374,3 @@ class ClientWorker(Worker):
     def _leave_if_empty(self) -> None:
         if not self._relays:
             self.leave()
-
-
-def _jittered(seconds: float) -> float:
-    """Spread by 15 % to both sides, so that fifty workers do not dial in step."""
-    return seconds * (0.85 + 0.3 * os.urandom(1)[0] / 255)

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import socket
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from tunneltcp.advice import Trouble, connect_trouble, spoken
 from tunneltcp.errors import RemoteProtocolError
@@ -16,6 +16,7 @@ from tunneltcp.net.sockopt import (
     CONNECT_BEGUN,
     error_text,
     is_connected_to_itself,
+    limit_segments,
     new_socket,
     prepare_link,
 )
@@ -31,7 +32,12 @@ if TYPE_CHECKING:
     from tunneltcp.net.loop import Loop
     from tunneltcp.protocol.messages import Hello, Refusal, Welcome
 
-__all__ = ["Attempt", "AttemptOwner"]
+__all__ = ["CONNECT_SECONDS", "Attempt", "AttemptOwner"]
+
+CONNECT_SECONDS: Final = 2.5
+"""An attempt that nobody answered for so long makes room for a fresh one. The kernel sends
+again after 1 s and 3 s only; with all four places taken for 5 s, a network that comes back
+would wait for the fifth."""
 
 
 class AttemptOwner(Protocol):
@@ -67,17 +73,27 @@ class Attempt:
         self.is_challenged = False
         self.sock = new_socket(address[0])
         prepare_link(self.sock)
-        self._timer = loop.call_later(HANDSHAKE_SECONDS, self._on_deadline)
+        self._deadline = loop.now + HANDSHAKE_SECONDS
+        self._timer = loop.call_later(CONNECT_SECONDS, self._on_deadline)
         self._registered = False
-        self._is_connected = False
+        self.is_connected = False
+        """Whether somebody answered at all."""
+        self.local: tuple[object, ...] = ()
+        """This end's address, once it is connected."""
 
     @property
     def where(self) -> str:
         """Whom it dials, for a person."""
         return format_address(self.address[1])
 
-    def start(self) -> None:
-        """Begin to connect."""
+    def start(self, segment_bytes: int = 0) -> None:
+        """Begin to connect.
+
+        Args:
+            segment_bytes: The most data in a packet, both ways; 0: as the system thinks right.
+        """
+        if segment_bytes:
+            limit_segments(self.sock, segment_bytes)
         error = self.sock.connect_ex(self.address[1])
         if error not in CONNECT_BEGUN:
             self._fail_with(error)
@@ -94,7 +110,10 @@ class Attempt:
         if is_connected_to_itself(self.sock):  # so nobody listens there
             self._fail(Trouble.REFUSES)
             return
-        self._is_connected = True
+        self.is_connected = True
+        self.local = self.sock.getsockname()
+        self._timer.cancel()
+        self._timer = self._loop.call_at(self._deadline, self._on_deadline)
         self._loop.modify(self.sock.fileno(), READ, self._on_readable)
         self._write()
 
@@ -144,7 +163,7 @@ class Attempt:
         self._write()
 
     def _on_deadline(self) -> None:
-        self._fail(Trouble.MUTE if self._is_connected else Trouble.SILENT)
+        self._fail(Trouble.MUTE if self.is_connected else Trouble.SILENT)
 
     def _let_go(self) -> None:
         self.is_open = False

@@ -19,7 +19,7 @@ from tunneltcp.errors import ExitCode
 from tunneltcp.protocol.errors import ResetCode
 from tunneltcp.protocol.frames import FrameType
 from tunneltcp.protocol.messages import RefusedCode
-from tunneltcp.workers.client import (
+from tunneltcp.workers.pace import (
     DIAL_SECONDS,
     MAX_ATTEMPTS,
     MAX_IN_USE_SECONDS,
