@@ -37,6 +37,7 @@ __all__ = [
     "SERVER_ADDRESS",
     "Emulator",
     "emulated_hosts",
+    "inside",
     "missing_tun",
 ]
 
@@ -62,20 +63,27 @@ def missing_tun() -> str | None:
         return f"no TUN devices: {error}"
 
 
+@contextmanager
+def inside(namespace: str) -> Iterator[None]:
+    """Be in a network namespace: sockets made in the block belong there for ever."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with Path("/proc/self/ns/net").open("rb") as home:
+        with Path(f"/run/netns/{namespace}").open("rb") as there:
+            _check(libc.setns(there.fileno(), _CLONE_NEWNET))
+        try:
+            yield
+        finally:
+            _check(libc.setns(home.fileno(), _CLONE_NEWNET))
+
+
 class _Device:
     """One end."""
 
     def __init__(self, namespace: str) -> None:
-        libc = ctypes.CDLL(None, use_errno=True)
-        with Path("/proc/self/ns/net").open("rb") as home:
-            with Path(f"/run/netns/{namespace}").open("rb") as there:
-                _check(libc.setns(there.fileno(), _CLONE_NEWNET))
-            try:
-                self._fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-                name = struct.pack("16sH22x", DEVICE.encode(), _TUN_WITHOUT_HEADER)
-                fcntl.ioctl(self._fd, _TUNSETIFF, name)
-            finally:
-                _check(libc.setns(home.fileno(), _CLONE_NEWNET))
+        with inside(namespace):
+            self._fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            name = struct.pack("16sH22x", DEVICE.encode(), _TUN_WITHOUT_HEADER)
+            fcntl.ioctl(self._fd, _TUNSETIFF, name)
 
     def fileno(self) -> int:
         return self._fd
