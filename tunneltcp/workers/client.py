@@ -291,17 +291,17 @@ class ClientWorker(Worker):
         self._cancel_attempts()
 
     def on_lost(self, link: Link, reason: str) -> None:
-        """Dial again, at once."""
+        """Dial again: at once, unless one link after the other dies young."""
         is_ours = link is self.link
         super().on_lost(link, reason)
         if not is_ours:
             return
-        self._roaming.on_lost(link)
+        pause = self._roaming.on_lost(link)
         if self.draining:
             self.leave()
             return
         self._dialling_since = self.loop.now
-        self._dial_soon(0.0)
+        self._dial_soon(pause)
 
     def on_goaway(self, link: Link, code: int) -> None:
         """The server opens no more streams; its end will follow."""

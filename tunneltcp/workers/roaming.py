@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from loguru import logger
 
 from tunneltcp.net.surroundings import Surroundings, has_address
+from tunneltcp.workers.pace import jittered
 from tunneltcp.workers.packets import PacketSize
 
 if TYPE_CHECKING:
@@ -24,6 +25,12 @@ __all__ = ["Roaming", "RoamingOwner"]
 
 LOOK_SECONDS: Final = 1.0
 """How often it is looked whether this machine slept or moved."""
+SHORT_LIFE_SECONDS: Final = 1.0
+"""A link that ended sooner was hardly one."""
+QUICK_REDIALS: Final = 5
+"""So many of them in a row are followed at once; then it looks as if something cut each."""
+BREATH_SECONDS: Final = 0.1
+"""The pause from then on: quick for who waits, and no load for either machine."""
 
 
 class RoamingOwner(Protocol):
@@ -49,6 +56,8 @@ class Roaming:
         self._packets = PacketSize()
         self._family = 0
         self._local: tuple[object, ...] = ()
+        self._up_since = loop.now
+        self._short_lives = 0
 
     @property
     def segment_bytes(self) -> int:
@@ -75,6 +84,7 @@ class Roaming:
     def on_link(self, family: int, local: tuple[object, ...]) -> None:
         """There is a link; ``local`` is the address of its end here."""
         self._family, self._local = family, local
+        self._up_since = self._loop.now
 
     def on_doubt(self, link: Link) -> None:
         """It went silent."""
@@ -86,7 +96,10 @@ class Roaming:
         """It spoke again."""
         self._packets.forgive()
 
-    def on_lost(self, link: Link) -> None:
-        """It is over."""
+    def on_lost(self, link: Link) -> float:
+        """It is over; return the pause before the next is dialled, seconds."""
         if not link.is_doubted:
             self._packets.forgive()
+        is_short = self._loop.now - self._up_since < SHORT_LIFE_SECONDS
+        self._short_lives = self._short_lives + 1 if is_short else 0
+        return 0.0 if self._short_lives <= QUICK_REDIALS else jittered(BREATH_SECONDS)

@@ -12,7 +12,12 @@ from tunneltcp.protocol.frames import FrameType
 from tunneltcp.workers import roaming
 from tunneltcp.workers.pace import SLOW_AFTER_SECONDS, SLOW_DIAL_SECONDS
 from tunneltcp.workers.packets import SMALL_SEGMENT_BYTES
-from tunneltcp.workers.roaming import LOOK_SECONDS
+from tunneltcp.workers.roaming import (
+    BREATH_SECONDS,
+    LOOK_SECONDS,
+    QUICK_REDIALS,
+    SHORT_LIFE_SECONDS,
+)
 
 NOBODY = b"\0\0"
 
@@ -158,3 +163,25 @@ def test_idle_links_that_go_silent_say_nothing_of_packets(world, raw, app, happe
         assert size > SMALL_SEGMENT_BYTES
         world.until(lambda link=link: link.end or world.pass_time(0.1))
         world.until(lambda: raw.up)
+
+
+def test_links_that_die_young_are_not_redialled_in_a_hot_loop(world, raw, client):
+    for _ in range(QUICK_REDIALS):
+        raw.up[0].peer.reset()
+        raw.ends.clear()
+        world.settle(30)
+        assert raw.up, "at once"
+    for _ in range(3):
+        raw.up[0].peer.reset()
+        raw.ends.clear()
+        world.settle(30)
+        assert not raw.ends
+        world.pass_time(0.8 * BREATH_SECONDS, 0.01)
+        assert not raw.ends
+        world.pass_time(0.4 * BREATH_SECONDS, 0.01)
+        world.until(lambda: raw.up)
+    world.pass_time(SHORT_LIFE_SECONDS)
+    raw.up[0].peer.reset()
+    raw.ends.clear()
+    world.settle(30)
+    assert raw.up, "one that lived for a while is followed at once again"
