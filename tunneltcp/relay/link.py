@@ -54,6 +54,9 @@ class LinkOwner(Protocol):
     def on_trust(self, link: Link) -> None:
         """A doubted link spoke again."""
 
+    def on_answer(self, link: Link) -> None:
+        """The link answered a PING: both of its ways are open."""
+
     def on_goaway(self, link: Link, code: int) -> None:
         """The peer opens, or takes, no new streams."""
 
@@ -267,10 +270,11 @@ class Link:
         return self._owner.on_open(self, stream, addresses)
 
     def on_pong(self, value: int) -> None:
-        """Measure the round trip."""
+        """Measure the round trip, and pass it on."""
         sent = self._pings.pop(value, None)
         if sent is not None:
             self.rtt_seconds = self._loop.now - sent
+        self._owner.on_answer(self)
 
     def on_goaway(self, code: int) -> None:
         """Pass it on."""

@@ -22,6 +22,8 @@ from tunneltcp.workers.roaming import Roaming
 from tunneltcp.workers.visitors import Visitor
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tunneltcp.control.context import WorkerContext
     from tunneltcp.net.address import SocketAddress
     from tunneltcp.net.loop import Timer
@@ -54,6 +56,8 @@ class ClientWorker(Worker):
         """Why the last visitor did not get to the target; empty if it did."""
         self._relays: dict[Relay, Visitor] = {}
         self._roaming = Roaming(self.loop, self)
+        self._is_answered = True
+        """Whether the link, which was doubted, has answered a PING since."""
 
     def start(self) -> None:
         """Begin to dial."""
@@ -143,11 +147,13 @@ class ClientWorker(Worker):
         """This machine has moved: what was said into the wind before does not count."""
         if self.link is None:
             self._dialling_since = self.loop.now
-            self._cancel_attempts(only_unanswered=True)
+            self._cancel_attempts(lambda attempt: not attempt.is_connected)
             self._dial_soon(0.0)
 
     def _wants_link(self) -> bool:
-        return not self.draining and (self.link is None or self.link.is_doubted)
+        if self.draining:
+            return False
+        return self.link is None or self.link.is_doubted or not self._is_answered
 
     def _dial(self) -> None:
         """Start one attempt beside those that are pending, and come back."""
@@ -249,6 +255,7 @@ class ClientWorker(Worker):
         self._server_addresses = [attempt.address, *others]
         self._next_address = 0
         self._roaming.on_link(attempt.address[0], attempt.local)
+        self._is_answered = True
         link = Link(
             self.loop,
             attempt.sock,
@@ -266,11 +273,10 @@ class ClientWorker(Worker):
         self.memory.table.set_session(bytes.fromhex(welcome.session), welcome.epoch)
         self.use_link(link, rest, "")
 
-    def _cancel_attempts(self, *, only_unanswered: bool = False) -> None:
-        for attempt in list(self._attempts):
-            if not (only_unanswered and attempt.is_connected):
-                self._attempts.remove(attempt)
-                attempt.cancel()
+    def _cancel_attempts(self, which: Callable[[Attempt], bool] = lambda _: True) -> None:
+        for attempt in filter(which, list(self._attempts)):
+            self._attempts.remove(attempt)
+            attempt.cancel()
         if self._dial_timer is not None:
             self._dial_timer.cancel()
             self._dial_timer = None
@@ -281,14 +287,29 @@ class ClientWorker(Worker):
         """Dial beside it: the first of the two that speaks stays."""
         super().on_doubt(link)
         self._roaming.on_doubt(link)
+        self._is_answered = False
         self._dialling_since = self.loop.now
         self._dial_soon(0.0)
 
     def on_trust(self, link: Link) -> None:
-        """It spoke again: what is dialled beside it is not needed."""
+        """It spoke again; what is dialled beside it goes on until it has answered, too.
+
+        After silence each way waits for a retransmission of its own, seconds apart: what is
+        heard says nothing of the other way, and a new link may well be sooner.
+        """
         super().on_trust(link)
         self._roaming.on_trust()
-        self._cancel_attempts()
+        link.ping()
+
+    def on_answer(self, link: Link) -> None:
+        """It is as good as new: what is dialled beside it is not needed.
+
+        But one that has sent PROOF may be the link already, as the server sees it.
+        """
+        del link
+        self._is_answered = True
+        if not self._wants_link():
+            self._cancel_attempts(lambda attempt: not attempt.is_proving)
 
     def on_lost(self, link: Link, reason: str) -> None:
         """Dial again: at once, unless one link after the other dies young."""
