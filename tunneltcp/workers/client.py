@@ -16,7 +16,7 @@ from tunneltcp.relay.link import Link
 from tunneltcp.relay.relay import Relay, TargetRelay
 from tunneltcp.workers.base import Worker
 from tunneltcp.workers.claims import AGENT
-from tunneltcp.workers.dial import Attempt
+from tunneltcp.workers.dial import Attempt, prove_one
 from tunneltcp.workers.pace import MAX_ATTEMPTS, dial_seconds, refused_seconds
 from tunneltcp.workers.roaming import Roaming
 from tunneltcp.workers.visitors import Visitor
@@ -195,23 +195,7 @@ class ClientWorker(Worker):
     def on_challenged(self, attempt: Attempt) -> None:
         """Prove it, unless another attempt is just doing that."""
         del attempt
-        self._prove_one()
-
-    def _prove_one(self) -> None:
-        """Send PROOF on the first attempt that was challenged, if none is at it."""
-        if any(attempt.is_proving for attempt in self._attempts):
-            return
-        for attempt in self._attempts:
-            if attempt.is_challenged:
-                attempt.prove()
-                self._cancel_older(attempt)
-                return
-
-    def _cancel_older(self, proving: Attempt) -> None:
-        """From now on the server takes no attempt with a lower number."""
-        for attempt in [one for one in self._attempts if one.number < proving.number]:
-            self._attempts.remove(attempt)
-            attempt.cancel()
+        prove_one(self._attempts)
 
     def on_failure(
         self, attempt: Attempt, trouble: Trouble, detail: str, refusal: Refusal | None
@@ -220,28 +204,21 @@ class ClientWorker(Worker):
         self._attempts.remove(attempt)
         if refusal is not None and refusal.code is RefusedCode.STALE:
             self._dial_soon(0.0)
-            self._prove_one()
+            prove_one(self._attempts)
             return
         count = len(self._server_addresses)
         untried = refusal is None and count > 0 and self._next_address % count > 0
         # One address of several is no reason for alarm, nor is a doubted link that still is.
         if not untried and self.link is None:
-            self._tell_no_link(trouble, self._name_of(attempt), detail)
+            named = self.context.server_host, self.context.link_port
+            self._tell_no_link(trouble, attempt.where_in_words(named), detail)
         if refusal is not None:
             self._refusals += 1
             heals = refusal.code in (RefusedCode.IN_USE, RefusedCode.DRAINING)
             self._dial_soon(refused_seconds(self._refusals, heals=heals))
         elif untried:
             self._dial_soon(0.0)
-        self._prove_one()
-
-    def _name_of(self, attempt: Attempt) -> str:
-        """Return whom it dialled in the words of the config, and its address beside it."""
-        named = format_address((self.context.server_host, self.context.link_port))
-        if named == attempt.where:
-            return named
-        address = attempt.where.rpartition(":")[0].strip("[]")
-        return f"{named} ({address})"
+        prove_one(self._attempts)
 
     def on_welcome(self, attempt: Attempt, welcome: Welcome, rest: bytes) -> None:
         """The first of all that speaks is the link."""

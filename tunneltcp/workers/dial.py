@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tunneltcp.net.loop import Loop
     from tunneltcp.protocol.messages import Hello, Refusal, Welcome
 
-__all__ = ["CONNECT_SECONDS", "Attempt", "AttemptOwner"]
+__all__ = ["CONNECT_SECONDS", "Attempt", "AttemptOwner", "prove_one"]
 
 CONNECT_SECONDS: Final = 2.5
 """An attempt that nobody answered for so long makes room for a fresh one. The kernel sends
@@ -85,6 +85,11 @@ class Attempt:
     def where(self) -> str:
         """Whom it dials, for a person."""
         return format_address(self.address[1])
+
+    def where_in_words(self, named: tuple[str, int]) -> str:
+        """The same in the words of the config, the address beside it if that is another."""
+        words = format_address(named)
+        return words if words == self.where else f"{words} ({self.address[1][0]})"
 
     def start(self, segment_bytes: int = 0) -> None:
         """Begin to connect.
@@ -185,3 +190,19 @@ class Attempt:
         if self.is_open:
             self.cancel()
             self._owner.on_failure(self, trouble, detail, refusal)
+
+
+def prove_one(attempts: list[Attempt]) -> None:
+    """Send PROOF on the first attempt that was challenged, if none is at it.
+
+    From then on the server takes none with a lower number: those are given up.
+    """
+    if any(attempt.is_proving for attempt in attempts):
+        return
+    proving = next((attempt for attempt in attempts if attempt.is_challenged), None)
+    if proving is None:
+        return
+    proving.prove()
+    for attempt in [one for one in attempts if one.number < proving.number]:
+        attempts.remove(attempt)
+        attempt.cancel()
