@@ -53,6 +53,9 @@ class LinkOwner(Protocol):
     def on_trust(self, link: Link) -> None:
         """A doubted link spoke again."""
 
+    def on_answer(self, link: Link) -> None:
+        """The link answered a PING: both of its ways are open."""
+
     def on_goaway(self, link: Link, code: int) -> None:
         """The peer opens, or takes, no new streams."""
 
@@ -226,9 +229,9 @@ class Link:
 
     # ------------------------------------------------------------------ life signs
 
-    def ask_for_life(self) -> None:
-        """Send a PING at once, if the link was silent for a moment."""
-        if self._liveness.ask(self._loop.now):
+    def ask_for_life(self, *, whatever_came: bool = False) -> None:
+        """Send a PING at once, if the link was silent for a moment, or in any case."""
+        if self._liveness.ask(self._loop.now, whatever_came=whatever_came):
             self.ping()
             self._set_life_timer()
         elif len(self.session.streams) == 1:
@@ -272,10 +275,11 @@ class Link:
         return self._owner.on_open(self, stream, addresses)
 
     def on_pong(self, value: int) -> None:
-        """Measure the round trip."""
+        """Measure the round trip, and pass it on."""
         sent = self._pings.pop(value, None)
         if sent is not None:
             self.rtt_seconds = self._loop.now - sent
+        self._owner.on_answer(self)
 
     def on_goaway(self, code: int) -> None:
         """Pass it on."""
