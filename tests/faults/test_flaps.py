@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tests.support.chaos import Chaos
 
-CUTS = 200 if is_long() else 30
+CUTS = 200 if is_long() else 25
 STREAMS = 50
 RATE = 40_000_000
 """Bytes a second each way: they are busy all the time, and leave the machine some."""

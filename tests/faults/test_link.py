@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.apps import Apps
-from tests.support.netns import missing_ss_kill, two_hosts
+from tests.support.netns import two_hosts
 from tests.support.ports import free_port
 from tests.support.processes import Master, TunnelPair
-from tests.support.require import require_ability
+from tests.support.require import is_long
 from tests.support.sockets import connect, receive_exactly, seconds_until_echo
 from tests.support.visitors import Load
 from tests.support.wait import wait_until
@@ -292,8 +292,10 @@ def test_a_client_from_elsewhere_does_not_get_the_port(
 
 @pytest.mark.slow
 @pytest.mark.needs_root
+@pytest.mark.timeout(120)
 def test_packets_that_vanish_for_ten_seconds(apps: Apps, tmp_path: Path) -> None:
-    """Two hosts and a cable: a silent cut, a killed connection, an address that changes."""
+    """Two hosts and a cable; ``test_paths.py`` has what else happens to packets."""
+    silence = 60.0 if is_long() else SILENCE_SECONDS
     with two_hosts() as hosts:
         port, address = free_port(), hosts.server.address
         with (
@@ -301,14 +303,14 @@ def test_packets_that_vanish_for_ten_seconds(apps: Apps, tmp_path: Path) -> None
             Load(prefix=hosts.server.prefix) as load,
             Master(
                 "server",
-                [{"remote_port": port}],
+                [{"remote_port": port, "resume_grace": 90}],
                 tmp_path / "server",
                 bind=[address],
                 prefix=hosts.server.prefix,
             ) as server,
             Master(
                 "client",
-                [{"remote_port": port, "local_port": far.add("echo")}],
+                [{"remote_port": port, "local_port": far.add("echo"), "resume_grace": 90}],
                 tmp_path / "client",
                 server=address,
                 prefix=hosts.client.prefix,
@@ -332,23 +334,10 @@ def test_packets_that_vanish_for_ten_seconds(apps: Apps, tmp_path: Path) -> None
             wait_until(
                 lambda: not client.link_up(port) or client.tunnel(port)["link"]["doubted"], 6
             )
-            wait_until(lambda: time.monotonic() - cut > SILENCE_SECONDS, 15, "the silence")
+            wait_until(lambda: time.monotonic() - cut > silence, silence + 5, "the silence")
             hosts.client.heal()
             healed = time.monotonic()
             serves()
             assert time.monotonic() - healed < BACK_SECONDS
             assert load.end("running").bad == 0
             wait_until(lambda: server.link_up(port) and client.link_up(port), BACK_SECONDS)
-
-            require_ability(missing_ss_kill())
-            hosts.server.kill_connections("dst", hosts.client.address)
-            killed = time.monotonic()
-            serves()
-            assert time.monotonic() - killed < BACK_SECONDS
-
-            hosts.client.replace_address("10.213.7.9")
-            changed = time.monotonic()
-            serves()
-            assert time.monotonic() - changed < BACK_SECONDS
-            wait_until(lambda: server.link_up(port), BACK_SECONDS)
-            assert "10.213.7.9" in server.tunnel(port)["link"]["peer"]

@@ -36,9 +36,9 @@ pytestmark = pytest.mark.slow
 
 BACK_SECONDS = 5.0
 """The promise: a link is back within this time."""
-GRACE_SECONDS = 2.0
+GRACE_SECONDS = 1.5
 """``resume_grace`` of the tunnel that is given up."""
-SLOW_SECONDS = 60.0 if is_long() else 8.0
+SLOW_SECONDS = 60.0 if is_long() else 4.0
 """Of traffic over a thin line."""
 
 
@@ -205,16 +205,20 @@ def test_an_open_that_dies_on_its_way(world: World) -> None:
 
 
 def test_a_thousand_idle_streams(world: World, load: Load) -> None:
-    load.probe("idle", world.echo, count=1000, size=16, pause=3.0, rounds=2)
+    load.probe("idle", world.echo, count=1000, size=16, pause=1.5, rounds=2)
     wait_until(lambda: load.stats("idle").rounds >= 1000, 20)
-    before = world.pair.client.tunnel(world.echo)["resumes_total"]
+    masters = world.pair.server, world.pair.client
     for _ in range(3):
+        before = [master.tunnel(world.echo)["resumes_total"] for master in masters]
         world.pair.relays[world.echo].reset()
-        world.pair.wait_links(BACK_SECONDS)
+        for master, count in zip(masters, before, strict=True):
+            wait_until(
+                lambda m=master, n=count: m.tunnel(world.echo)["resumes_total"] > n,  # type: ignore[misc]
+                BACK_SECONDS,
+            )
     stats = load.finish("idle")
 
     assert stats.outcomes == {"ok": 1000}, stats.errors
-    assert world.pair.client.tunnel(world.echo)["resumes_total"] >= before + 3
     log = world.pair.server.log_text(f"tunnel-{world.echo}.log")
     assert ", 1000 streams resumed, " in log
 
@@ -254,7 +258,7 @@ def test_full_rings_both_ways(world: World, load: Load) -> None:
     assert again_megabytes(world.pair.client, world.pattern) > 1
 
 
-@pytest.mark.parametrize("direction", ["up", "down"])
+@pytest.mark.parametrize("direction", ["up", "down"] if is_long() else ["up"])
 def test_a_link_that_stalls_for_good_is_replaced(
     world: World, load: Load, direction: str
 ) -> None:

@@ -54,7 +54,7 @@ class LinkOwner(Protocol):
         """A doubted link spoke again."""
 
     def on_answer(self, link: Link) -> None:
-        """The link answered a PING: both of its ways are open."""
+        """The link answered the latest PING: both of its ways are open."""
 
     def on_goaway(self, link: Link, code: int) -> None:
         """The peer opens, or takes, no new streams."""
@@ -279,7 +279,7 @@ class Link:
         sent = self._pings.pop(value, None)
         if sent is not None:
             self.rtt_seconds = self._loop.now - sent
-        self._owner.on_answer(self)
+            self._owner.on_answer(self)
 
     def on_goaway(self, code: int) -> None:
         """Pass it on."""
