@@ -176,6 +176,25 @@ def test_that_is_answered_with_junk(bench):
     assert bench.owner.said == ["foreign HTTP"]
 
 
+def test_that_is_answered_with_a_wrong_mac_says_so(bench):
+    bench.dial()
+    bench.until(lambda: bench.server.ends and bench.server.ends[0].has_greeted)
+    bench.server.ends[0].handshake._key = bytes(32)
+    bench.server.ends[0].handshake._known = False
+    bench.server.ends[0].handshake._handle = lambda *_: bench.server.ends[0].welcome()
+    bench.server.ends[0].handshake._must_be_proven = lambda: None
+    bench.until(lambda: len(bench.owner.said) == 2)
+    assert bench.owner.said[1] == "forged its proof is wrong"
+
+
+def test_whose_proof_was_not_taken_knows_that_its_token_was(bench):
+    bench.server.token = "another"
+    bench.dial()
+    bench.until(lambda: len(bench.owner.said) == 2)
+    assert bench.owner.said[1] == "forged our proof was not taken there, though our token was"
+    assert bench.owner.refusals[0].code is RefusedCode.DENIED
+
+
 def test_that_is_not_answered_is_over_after_five_seconds(bench):
     bench.server.speaks = False
     bench.dial()
