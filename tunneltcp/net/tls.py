@@ -106,6 +106,17 @@ class TlsConnection:
 
     # ------------------------------------------------------------------- handshake
 
+    def greet(self) -> None:
+        """Begin the handshake, as its client; receive nothing."""
+        with suppress(ssl.SSLWantReadError):
+            self._tls.do_handshake()
+        self._send_outgoing()
+
+    def _send_outgoing(self) -> None:
+        # At most some KiB into an empty socket: what does not fit never will.
+        with suppress(OSError):
+            self._sock.send(self._outgoing.read())
+
     def shake_hands(self) -> bool:
         """Go on with the handshake as far as it goes now; return whether it is over.
 
@@ -127,10 +138,7 @@ class TlsConnection:
         except ssl.SSLError as error:
             raise _failure(_sentence(error)) from error
         finally:
-            # At most some KiB into an empty socket: what does not fit never will. If it
-            # failed, this tells the other side why.
-            with suppress(OSError):
-                self._sock.send(self._outgoing.read())
+            self._send_outgoing()  # if it failed, this tells the other side why
         if self._tls.selected_alpn_protocol() != ALPN:
             raise _failure("the other side does not want tunneltcp's protocol")
         return True

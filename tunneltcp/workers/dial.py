@@ -127,7 +127,7 @@ class Attempt:
             self._sock, self._tls.context, server_side=False, server_name=self._tls.server_name
         )
         self._wait(lambda _events: self._on_first(connection))
-        self._on_tls(connection)
+        connection.greet()  # and take nothing yet: a refusal in clear may be here already
 
     def _wait(self, callback: Callable[[int], None]) -> None:
         self._loop.modify(self._sock.fileno(), READ, callback)
