@@ -179,20 +179,21 @@ class TestUser:
     ) -> None:
         """Whoever is "nobody" can put one there; it must not matter."""
         port = free_port()
-        victim = tmp_path / "victim"
-        victim.write_text("untouched")
-        victim.chmod(0o666)
         folder = tmp_path / "log/nobody"
         folder.mkdir(parents=True)
-        (folder / f"tunnel-{port}.log").symlink_to(victim)
         os.chown(folder, NOBODY.pw_uid, NOBODY.pw_gid)
+        (folder / f"tunnel-{port}.log").symlink_to("victim")
+        (folder / "tunnel-1.log").symlink_to("/etc/passwd")
         config = {"tunnels": [{"remote_port": port, "local_port": target}], "user": "nobody"}
         with Master("server", config, tmp_path) as server:
             server.allowed.append("SIGKILL")
             server.wait_for_successor(port, server.kill_worker(port))
-            shown = run_tunneltcp("logs", str(port), "--run-dir", str(server.run_dir))
-            assert "untouched" not in shown.stdout
-        assert victim.read_text() == "untouched"
+            assert server.tunnel(port)["log_dropped"] == 0, "it had nothing to say"
+        assert not (folder / "victim").exists()
+        shown = run_tunneltcp("logs", "1", "--log-dir", str(server.log_dir))
+        assert shown.returncode == 1
+        assert "symbolic" in shown.stderr
+        assert "root" not in shown.stdout
 
     @pytest.mark.parametrize(
         ("user", "prefix", "words"),
