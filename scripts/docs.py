@@ -146,6 +146,7 @@ def _values(key: Key) -> str:
         "integer": f"{key.unit}, {between}",
         "port": "a port",
         "host": "a host name or an address",
+        "user": "the name of a user",
         "name": "1 to 64 printable characters",
         "flag": "`true` or `false`",
         "path": "a whole path, beginning with `/`",

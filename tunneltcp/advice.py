@@ -36,6 +36,8 @@ class Trouble(Enum):
     HANGS_UP = "hangs up"
     FOREIGN = "foreign"
     """Somebody speaks something else."""
+    FORGED = "forged"
+    """A proof is wrong: the server's, or ours when it came there."""
     IN_USE = "in_use"
     DENIED = "denied"
     VERSION = "version"
@@ -105,6 +107,11 @@ _LINK = {
     Trouble.FOREIGN: (
         "{where} is no tunneltcp server but speaks {detail}: correct the server or the "
         "remote_port, or move that program to another port"
+    ),
+    Trouble.FORGED: (
+        "who answers at {where} is not the server itself ({detail}): somebody in between "
+        "meddles with the link, or plays the server without our token, and did not get it; "
+        "dial from another network, and look at what is on the way (a proxy that opens TLS)"
     ),
     Trouble.IN_USE: (
         "another client{detail} holds port {port} and is alive: stop it there, or give "
@@ -191,6 +198,11 @@ _CLAIM = {
         "it does not hold our token: it has to log in again (tunneltcp login), dials the "
         "wrong port, or is none of ours"
     ),
+    "proof": (
+        "it began as who holds our token, but its proof is not for this connection: somebody "
+        "in between meddles with it, shows a certificate of his own, or plays back what he "
+        "recorded; look at what is on the way"
+    ),
     "far": (
         'with "auth": "none" links are only taken from this machine: remove that setting on '
         "both sides, and log in there (tunneltcp login)"
@@ -212,7 +224,7 @@ def claim_trouble(code: str, holder: str = "") -> str:
     """Say on the server why a client was refused.
 
     Args:
-        code: What REFUSED told it.
+        code: What REFUSED told it, or what we know better.
         holder: Address of the client that has the port, if that is the reason.
     """
     return _CLAIM.get(code, "refused: {code}").format(code=code, holder=holder)

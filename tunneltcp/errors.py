@@ -7,6 +7,7 @@ TunnelError                  root; str() is one sentence for a person
   ProtocolError(code)        see tunneltcp/protocol/errors.py, re-exported here
     LocalProtocolError       we called the protocol wrongly: a bug
     RemoteProtocolError      the peer broke the rules of docs/PROTOCOL.md
+      ForgedMessageError     its MAC was not made with our key, or not for this connection
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from tunneltcp.protocol.errors import (
+    ForgedMessageError,
     LocalProtocolError,
     ProtocolError,
     RemoteProtocolError,
@@ -28,6 +30,7 @@ __all__ = [
     "ConfigError",
     "ControlChannelError",
     "ExitCode",
+    "ForgedMessageError",
     "LocalProtocolError",
     "MasterRunning",
     "ProtocolError",

@@ -122,6 +122,13 @@ class TestNobodyHoldsIt:
             environment = {"MY_SECRET": f" {TOKEN}\n"}
         elif kind == "variable":
             environment = {"TUNNELTCP_TOKEN": TOKEN}
+        elif kind == "login":
+            logins = tmp_path / "client/state/logins"
+            logins.mkdir(parents=True)
+            write_token(logins).rename(logins / "127.0.0.1")
+            own = tmp_path / "server/state"
+            own.mkdir(parents=True)
+            write_token(own)
         elif kind == "file":
             config["token"] = {"file": str(write_token(tmp_path))}
         else:
@@ -135,7 +142,7 @@ class TestNobodyHoldsIt:
         )  # fmt: skip
         return server, client, port
 
-    @pytest.mark.parametrize("kind", ["config", "env", "variable", "file", "option"])
+    @pytest.mark.parametrize("kind", ["config", "env", "variable", "file", "option", "login"])
     def test_wherever_it_comes_from(self, kind: str, tmp_path: Path, target: int) -> None:
         server, client, port = self.pair(tmp_path, target, kind)
         with server, client:

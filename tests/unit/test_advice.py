@@ -30,6 +30,8 @@ RESERVE = "sysctl -w net.ipv4.ip_local_reserved_ports="
         (Trouble.REFUSES, "", False, ["not running", "--bind", "60001 is not among"]),
         (Trouble.REFUSES, "", True, ["other tunnels", "not among", "tunneltcp reload"]),
         (Trouble.FOREIGN, "HTTP", False, ["but speaks HTTP", "remote_port"]),
+        (Trouble.FORGED, "its proof is wrong", False,
+         ["not the server itself (its proof is wrong)", "in between", "opens TLS"]),
         (Trouble.MUTE, "", False, ["says nothing", "tunneltcp status"]),
         (Trouble.HANGS_UP, "", False, ["hangs up", "tunneltcp status"]),
         (Trouble.IN_USE, "198.51.100.7:4", False, ["client (198.51.100.7:4) holds port 60001"]),
@@ -65,6 +67,7 @@ def test_every_refusal_of_a_server_has_words_on_both_sides():
         assert link_trouble(Trouble(code.value), WHERE, 1)
         assert claim_trouble(code.value) or code is RefusedCode.PROBED
     assert "198.51.100.7:4 holds this port" in claim_trouble("in_use", "198.51.100.7:4")
+    assert "somebody in between" in claim_trouble("proof")
     assert claim_trouble("of tomorrow") == "refused: of tomorrow"
 
 

@@ -18,6 +18,7 @@ import click
 from tunneltcp.cli.expose_token import find_token
 from tunneltcp.config.fields import host_problem
 from tunneltcp.config.state import host_id, state_base
+from tunneltcp.control.privileges import protect_process
 from tunneltcp.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def expose_command(
     HOST), and the port of the server where visitors come. The server must be running
     "tunneltcp server" with these ports. IPv6 addresses stand in brackets.
     """  # noqa: D301 - click wants the character
+    protect_process()
     try:
         exposure = replace(parse_exposure(targets, to), tls=not no_tls)
         token = find_token(exposure.server, auth, token_file, state_dir)

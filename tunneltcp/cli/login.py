@@ -13,6 +13,7 @@ from tunneltcp.cli.expose import parse_server
 from tunneltcp.cli.prove import prove
 from tunneltcp.config.token_files import keep_login
 from tunneltcp.config.tokens import OWN_TOKEN, token_problem
+from tunneltcp.control.privileges import protect_process
 from tunneltcp.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def login_command(server: str, no_tls: bool, no_check: bool, state_dir: Path | N
     It is asked for without an echo, or read from standard input. Then it is proven at PORT,
     one of the server's public ports (60001 if none is said).
     """  # noqa: D301 - click wants the character
+    protect_process()
     try:
         host, port = parse_server(server)
         token = _ask(host)

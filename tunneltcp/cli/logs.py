@@ -76,7 +76,7 @@ def logs_command(
     With PORT it is the tunnel's, without it the master's.
     """
     name = "master.log" if port is None else f"tunnel-{port}.log"
-    path = (log_dir or _log_folder(name, instance, run_dir)) / name
+    path = _newest(log_dir, name) if log_dir else _log_folder(name, instance, run_dir) / name
     reader = _Reader(path)
     try:
         with until_interrupted():
@@ -95,7 +95,10 @@ def logs_command(
 def _log_folder(name: str, instance: str | None, run_dir: Path | None) -> Path:
     """Return the folder that is meant: a running master's, or an instance's usual one."""
     answers, problems = ask_all({"op": "status"}, instance, run_dir)
-    folders = {Path(answer["log_dir"]): str(answer["instance"]) for answer in answers}
+    key = "log_dir" if name == "master.log" else "tunnel_log_dir"
+    folders = {
+        Path(answer.get(key, answer["log_dir"])): str(answer["instance"]) for answer in answers
+    }
     having = {path: name_ for path, name_ in folders.items() if (path / name).exists()}
     if len(having) > 1:
         choices = [f"  --instance {one}  ({path})" for path, one in having.items()]
@@ -104,9 +107,15 @@ def _log_folder(name: str, instance: str | None, run_dir: Path | None) -> Path:
         return next(iter(having or folders))
     if instance is not None and run_dir is None:
         with suppress(ConfigError):  # no home folder
-            return find_folders(instance).log
+            return _newest(find_folders(instance).log, name).parent
     hint = "the logs of one that does not run: --log-dir FOLDER or --instance NAME"
     return fail(ExitCode.CRASH, [*problems, hint])
+
+
+def _newest(folder: Path, name: str) -> Path:
+    """Return where a log lies: in the folder, or in that of the user that workers run as."""
+    found = [path for path in (folder / name, *folder.glob(f"*/{name}")) if path.exists()]
+    return max(found, key=lambda path: path.stat().st_mtime, default=folder / name)
 
 
 def _print(lines: list[bytes]) -> None:
@@ -139,13 +148,13 @@ class _Reader:
         Raises:
             OSError: If the log cannot be read.
         """
-        self._file = self._path.open("rb")
+        self._file = _open(self._path)
         lines = _tail(self._file, count)
         end = self._file.tell()
         for part in _older(self._path):
             if len(lines) >= count:
                 break
-            with suppress(FileNotFoundError), part.open("rb") as file:
+            with suppress(FileNotFoundError), _open(part) as file:
                 lines = _tail(file, count - len(lines)) + lines
         self._file.seek(end)
         return lines
@@ -179,7 +188,7 @@ class _Reader:
         after = None
         for path in (self._path, *_older(self._path)):
             try:
-                file = path.open("rb")
+                file = _open(path)
             except FileNotFoundError:
                 continue  # it is being rotated: the next look finds it
             if os.path.samestat(os.fstat(file.fileno()), here):
@@ -189,6 +198,12 @@ class _Reader:
                 after.close()
             after = file
         return after
+
+
+def _open(path: Path) -> BinaryIO:
+    """Open a log as those who write it do: it is no link to another file, and no pipe."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    return os.fdopen(os.open(path, flags), "rb")
 
 
 def _older(path: Path) -> Iterator[Path]:

@@ -107,5 +107,5 @@ class _Probe:
             # Also one that is stopping, or whose port is taken, holds the key.
             trouble, detail = Trouble.PROBED, ""
         elif refusal is not None and refusal.code is RefusedCode.PROBED:
-            trouble, detail = Trouble.FOREIGN, "without the server's proof"
+            trouble, detail = Trouble.FORGED, "it answers without a proof"
         self._trouble, self._detail = trouble, detail

@@ -24,7 +24,9 @@ from tunneltcp.config.load import build_config, load_config
 from tunneltcp.config.state import state_base
 from tunneltcp.config.token_reader import TokenReader
 from tunneltcp.config.tokens import TOKEN_VARIABLE, TokenPlace
+from tunneltcp.config.users import find_user
 from tunneltcp.control.context import Role
+from tunneltcp.control.privileges import protect_process
 from tunneltcp.errors import ConfigError, ExitCode, MasterRunning
 from tunneltcp.master.folders import find_folders, instance_problem
 from tunneltcp.master.master import Master
@@ -143,6 +145,7 @@ def run_master(
     """Load the config, run the master, and leave with its exit code."""
     secrets = moved()
     move_out([TOKEN_VARIABLE], secrets)
+    protect_process()
     # Here and not above: "tunneltcp status" needs no worker. Before the first fork, so that
     # all workers share it.
     from tunneltcp.workers.run import run_worker
@@ -154,6 +157,7 @@ def run_master(
             raise ConfigError([problem])
         load, source = _config_source(role, file, instance, server, bind, log_format)
         load = partial(_with_token, load, token_file, TOKEN_VARIABLE in secrets)
+        load = partial(_with_user, load)
         config = read_config(load)
         if role is Role.CLIENT and config.tls:
             prepare_tls(config.verify)
@@ -197,6 +201,12 @@ def _with_token(load: Callable[[], Config], token_file: Path | None, moved: bool
     if config.auth == "none":
         raise ConfigError([f'there is a token in {place}, and "auth" is "none"'])
     return replace(config, token=place)
+
+
+def _with_user(load: Callable[[], Config]) -> Config:
+    """Load the config and find the user that it names: in a child, since that may block."""
+    config = load()
+    return replace(config, run_as=find_user(config.user)) if config.user else config
 
 
 def token_states(role: Role, state: Path) -> tuple[Path, ...]:

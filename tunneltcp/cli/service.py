@@ -129,9 +129,10 @@ def _describe(
     if role == "server" and server is not None:
         raise ConfigError(["--server is for the client, and this is the server"])
     config = (file or _default_config(instance, is_users=is_users)).absolute()
-    drain = DEFAULT_DRAIN_SECONDS
+    drain, user = DEFAULT_DRAIN_SECONDS, ""
     try:
-        drain = load_config(config, role, server=server).drain_seconds
+        found = load_config(config, role, server=server)
+        drain, user = found.drain_seconds, found.user
     except ConfigError as error:
         # It may be written later, or readable only to who will run it: not our end.
         for problem in error.problems:
@@ -143,6 +144,7 @@ def _describe(
         python=str(Path(sys.executable).absolute()),
         server=server or "",
         drain_seconds=drain,
+        user=user,
         is_users=is_users,
     )
 

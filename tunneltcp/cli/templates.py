@@ -40,6 +40,8 @@ class Service:
     server: str = ""
     """Whom a client dials; empty: the config says it."""
     drain_seconds: float = DEFAULT_DRAIN_SECONDS
+    user: str = ""
+    """Whom the workers run as, if the config says."""
     is_users: bool = False
     """For one user's own systemd, or a supervisord that is not root's."""
 
@@ -170,7 +172,15 @@ UMask=0077
 {_COMMON_LIMITS}"""
 
 
+_LOW_PORTS: Final = "CAP_NET_BIND_SERVICE"
+_OTHER_USER: Final = "CAP_CHOWN CAP_KILL CAP_SETGID CAP_SETUID"
+
+
 def _system(service: Service) -> str:
+    more, why = "", ""
+    if service.user:
+        more = f" {_OTHER_USER}"
+        why = f"# Its workers are {service.user}, whom it must become, and be able to end.\n"
     return f"""\
 
 # Its folders: /var/lib, /run and /var/log, each with tunneltcp/{service.instance} in it.
@@ -185,7 +195,7 @@ UMask=0077
 # Root, since that is who may read the config; but root without power: it may bind ports
 # below 1024 and write to the folders above, and that is all. The config must belong to root
 # or be readable by all.
-CapabilityBoundingSet=CAP_NET_BIND_SERVICE
+{why}CapabilityBoundingSet={_LOW_PORTS}{more}
 ProtectSystem=strict
 ProtectHome=read-only
 PrivateTmp=yes

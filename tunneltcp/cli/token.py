@@ -13,6 +13,7 @@ from tunneltcp.cli.ask import ask, ask_all, fail, instance_options
 from tunneltcp.config.state import state_base
 from tunneltcp.config.token_files import own_tokens, retire_token, rotate_token
 from tunneltcp.config.tokens import OWN_TOKEN
+from tunneltcp.control.privileges import protect_process
 from tunneltcp.errors import ConfigError, ExitCode, TunnelError
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def token_command(
     \b
       ssh vps tunneltcp token | tunneltcp login vps.example.com
     """  # noqa: D301 - click wants the character
+    protect_process()
     if context.invoked_subcommand is not None:
         context.obj = (instance, run_dir, state_dir)
         return

@@ -37,6 +37,7 @@ _MAX_NAME: Final = 64
 _MAX_PORT: Final = 65_535
 
 _HOST: Final = re.compile(r"[A-Za-z0-9_:%]([A-Za-z0-9._:%-]*[A-Za-z0-9._:%])?")
+_USER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}")
 _RANGE: Final = re.compile(r"\s*(\d{1,5})\s*(?:-\s*(\d{1,5})\s*)?")
 
 
@@ -194,6 +195,16 @@ class Fields:
             return value
         allowed = " or ".join(f'"{choice}"' for choice in choices)
         self.problem(key, f"{shown(value)} is not {allowed}")
+        return default
+
+    def user(self, key: str, default: str) -> str:
+        """Return the name of a user; whether there is one, the file does not say."""
+        if key not in self.values:
+            return default
+        value = self.values[key]
+        if isinstance(value, str) and _USER.fullmatch(value):
+            return value
+        self.problem(key, f"{shown(value)} is not the name of a user")
         return default
 
     def name(self, key: str, default: str) -> str:

@@ -24,6 +24,7 @@ Kind = Literal[
     "port",
     "host",
     "name",
+    "user",
     "flag",
     "path",
     "flag or path",

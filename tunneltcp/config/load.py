@@ -245,7 +245,7 @@ def _check_keys(entry: fields.Fields, keys: Sequence[Key], role: RoleName) -> No
     entry.check_keys(known, foreign, _LATER_KEYS)
 
 
-def _value(entry: fields.Fields, one: Setting, role: RoleName, default: Any) -> Any:  # noqa: ANN401, C901 - one case for each kind
+def _value(entry: fields.Fields, one: Setting, role: RoleName, default: Any) -> Any:  # noqa: ANN401, C901, PLR0912 - one case for each kind
     """Return the value of a setting; what the model says of it decides how it is read."""
     key = one.key
     if not key.is_for(role):
@@ -270,6 +270,8 @@ def _value(entry: fields.Fields, one: Setting, role: RoleName, default: Any) -> 
             value = entry.choice(key.name, default, key.choices)
         case "host":
             value = entry.host(key.name, default)
+        case "user":
+            value = entry.user(key.name, default)
         case "name":
             value = entry.name(key.name, default)
         case _:

@@ -282,6 +282,20 @@ class Config:
         ),
     )
 
+    user: str = field(
+        default="",
+        metadata=described(
+            "user",
+            "user",
+            """Whom the processes of the tunnels run as, if root starts the master; ports below
+            1024 are open to them all the same. Their logs then lie in a folder of that name,
+            beside the master's.""",
+            default="whoever starts it",
+        ),
+    )
+    run_as: tuple[int, int] | None = None
+    """The numbers of that user and of his group, once they were looked up; None: as we are."""
+
     drain_seconds: float = field(
         default=DEFAULT_DRAIN_SECONDS,
         metadata=described(

@@ -28,6 +28,7 @@ def config_from_plain(values: Mapping[str, Any]) -> Config:
         "tunnels": tuple(TunnelConfig(**tunnel) for tunnel in values["tunnels"]),
         "bind": tuple(values["bind"]),
         "token": TokenPlace(**values["token"]),
+        "run_as": tuple(values["run_as"]) if values["run_as"] else None,
         "cert": _path(values["cert"]),
         "key": _path(values["key"]),
         "verify": _path(values["verify"]),

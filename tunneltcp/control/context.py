@@ -68,6 +68,8 @@ class WorkerContext:
     max_visitors: int
     budget_bytes: int
     """Bound on the sum of the rings, and on the sum of what is granted and not delivered."""
+    run_as: tuple[int, int] | None = None
+    """Numbers of the user and the group that it becomes; None: its master's."""
     log_path: Path
     log_bytes: int
     """Size at which a log file is rotated."""

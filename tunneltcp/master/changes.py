@@ -29,15 +29,15 @@ def compare(old: Config, new: Config) -> Changes:
     """Say what has to be done to get from one config to the other.
 
     A tunnel is the same as long as its public port is. Whom the client dials, where ports are
-    bound and how links are secured concerns all tunnels; another certificate is handed to
-    workers that go on. Log sizes, the budget and the drain concern the master at once, and a
-    worker when it is next replaced: they are no reason to replace it.
+    bound, how links are secured and who workers run as concerns all tunnels; another
+    certificate is handed to workers that go on. Log sizes, the budget and the drain concern
+    the master at once, and a worker when it is next replaced: they are no reason to do it.
     """
     before = {tunnel.remote_port: tunnel for tunnel in old.tunnels}
     after = {tunnel.remote_port: tunnel for tunnel in new.tunnels}
     everywhere = any(
         getattr(old, name) != getattr(new, name)
-        for name in ("server", "bind", "auth", "tls", "verify")
+        for name in ("server", "bind", "auth", "tls", "verify", "user", "run_as")
     )
     kept = [tunnel for port, tunnel in after.items() if port in before]
     changed = [

@@ -31,6 +31,7 @@ __all__ = [
     "instance_problem",
     "locked_pid",
     "make_folders",
+    "make_log_folder",
     "run_base",
 ]
 
@@ -48,6 +49,10 @@ class Folders:
     state: Path
     run: Path
     log: Path
+
+    def tunnel_logs(self, user: str) -> Path:
+        """Return where workers log: beside the master, or in a folder of their own user."""
+        return self.log / user if user else self.log
 
 
 def instance_problem(name: str) -> str:
@@ -110,6 +115,29 @@ def make_folders(folders: Folders) -> None:
             problems.append(f"folder {path} cannot be used: {text}; see --{option}-dir")
     if problems:
         raise ConfigError(problems)
+
+
+def make_log_folder(folders: Folders, user: str, run_as: tuple[int, int] | None) -> None:
+    """Make the folder in which another user's workers log; it is theirs.
+
+    Raises:
+        ConfigError: If that cannot be done, or somebody else has it.
+    """
+    if run_as is None:
+        return
+    path = folders.tunnel_logs(user)
+    try:
+        with suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+            os.chown(path, *run_as, follow_symlinks=False)
+        status = path.lstat()
+        if not stat.S_ISDIR(status.st_mode):
+            raise NotADirectoryError(0, "not a folder")
+        if status.st_uid != run_as[0]:
+            raise PermissionError(0, f"belongs to user {status.st_uid}, not to {user}")
+    except OSError as error:
+        text = (error.strerror or str(error)).lower()
+        raise ConfigError([f"user: folder {path} cannot be used: {text}"]) from error
 
 
 def _make_private(path: Path) -> None:

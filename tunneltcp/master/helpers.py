@@ -43,11 +43,17 @@ _MAX_WAITING: Final = 8
 class _Helper:
     """One helper at work."""
 
-    __slots__ = ("answer", "answered", "deadline", "keep", "pid", "reader")
+    __slots__ = ("answer", "answered", "deadline", "keep", "pid", "reader", "run_as")
 
-    def __init__(self, answered: Callable[[Any], None], keep: Sequence[int]) -> None:
+    def __init__(
+        self,
+        answered: Callable[[Any], None],
+        keep: Sequence[int],
+        run_as: tuple[int, int] | None,
+    ) -> None:
         self.answered = answered
         self.keep = keep
+        self.run_as = run_as
         self.answer = bytearray()
         self.pid = 0
         self.reader = -1
@@ -71,12 +77,14 @@ class Helpers:
         answered: Callable[[Any], None],
         *,
         keep: Sequence[int] = (),
+        run_as: tuple[int, int] | None = None,
     ) -> None:
         """Call ``answered`` later, with what ``work`` returned, or None if it failed.
 
         Of our descriptors the helper has those in ``keep``; they must stay open until then.
+        ``run_as`` is the user that it runs as; None: ours.
         """
-        self._waiting.append((work, _Helper(answered, keep)))
+        self._waiting.append((work, _Helper(answered, keep, run_as)))
         self._start_waiting()
 
     def close(self) -> None:
@@ -91,7 +99,7 @@ class Helpers:
             work, helper = self._waiting.popleft()
             try:
                 helper.pid, helper.reader = fork_helper(
-                    work, int(self._seconds) + 1, helper.keep
+                    work, int(self._seconds) + 1, helper.keep, helper.run_as
                 )
             except OSError:
                 self._loop.call_later(0.0, partial(helper.answered, None))
@@ -133,7 +141,9 @@ class Helpers:
 class Lookups:
     """Looks names up for workers; those who ask for the same name share the answer."""
 
-    def __init__(self, helpers: Helpers) -> None:
+    def __init__(self, helpers: Helpers, run_as: tuple[int, int] | None = None) -> None:
+        self.run_as = run_as
+        """Who reads what name servers answer; None: this master's user."""
         self._helpers = helpers
         self._asking: dict[str, dict[tuple[int, int], Callable[[dict[str, Any]], None]]] = {}
 
@@ -152,7 +162,11 @@ class Lookups:
             self._asking[host][key] = answered
             return
         self._asking[host] = {key: answered}
-        self._helpers.run(lambda: look_up(host), lambda found: self._answer(host, found))
+        self._helpers.run(
+            lambda: look_up(host),
+            lambda found: self._answer(host, found),
+            run_as=self.run_as,
+        )
 
     def _answer(self, host: str, found: dict[str, Any] | None) -> None:
         for (_, port), answered in self._asking.pop(host).items():

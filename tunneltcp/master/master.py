@@ -27,7 +27,7 @@ from tunneltcp.errors import ExitCode
 from tunneltcp.log import Throttle, echo_from, setup_log
 from tunneltcp.master.children import Children
 from tunneltcp.master.control_socket import ControlSocket
-from tunneltcp.master.folders import CONTROL_SOCKET, InstanceLock, make_folders
+from tunneltcp.master.folders import CONTROL_SOCKET, InstanceLock, make_folders, make_log_folder
 from tunneltcp.master.helpers import Helpers, Lookups
 from tunneltcp.master.monitor import Monitor
 from tunneltcp.master.notices import tell_of_token, warn_of_auth, warn_of_token
@@ -134,6 +134,7 @@ class Master:
         old_umask = os.umask(0o077)
         try:
             make_folders(self.folders)
+            self.make_place(self.config)
             lock = InstanceLock(self.folders.run, self.instance)
             try:
                 return self._run_locked()
@@ -195,7 +196,7 @@ class Master:
             loop=self._loop,
             children=self._children,
             helpers=self._helpers,
-            lookups=Lookups(self._helpers),
+            lookups=Lookups(self._helpers, self.config.run_as),
             addresses=self._addresses(),
             drain_seconds=self.config.drain_seconds,
             secrets=self._secrets,
@@ -292,7 +293,8 @@ class Master:
             idle_ping_seconds=tunnel.idle_ping_seconds,
             max_visitors=tunnel.max_visitors,
             budget_bytes=self._budget,
-            log_path=self.folders.log / f"tunnel-{port}.log",
+            run_as=self.config.run_as,
+            log_path=self.folders.tunnel_logs(self.config.user) / f"tunnel-{port}.log",
             log_bytes=self.config.log_bytes,
             log_files=self.config.log_files,
             log_json=self.config.log_format == "json",
@@ -352,9 +354,16 @@ class Master:
             since=self.since,
             folders=self.folders,
             tunnels=self.tunnels,
-            token=str(self.config.token),
-            server=self.config.server,
+            config=self.config,
         )
+
+    def make_place(self, config: Config) -> None:
+        """Make what a config needs before it is taken.
+
+        Raises:
+            ConfigError: If that cannot be done.
+        """
+        make_log_folder(self.folders, config.user, config.run_as)
 
     def take_config(self, config: Config) -> None:
         """Have other settings from now on; what concerns tunnels is the caller's."""
@@ -363,6 +372,7 @@ class Master:
         self._budget = config.budget_bytes or computed_budget(len(config.tunnels))
         self.tunnel_set.around.addresses = self._addresses()
         self.tunnel_set.around.drain_seconds = config.drain_seconds
+        self.tunnel_set.around.lookups.run_as = config.run_as
         for tunnel in self.tunnels:
             tunnel.take_settings()
         if _log_settings(old) != _log_settings(config):

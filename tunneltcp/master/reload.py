@@ -135,7 +135,11 @@ class Reloader:
         tunnels = self._master.tunnel_set
         changes = compare(self._master.config, config)
         try:
+            self._master.make_place(config)
             added = tunnels.make_new(changes.added)
+        except ConfigError as error:
+            new.close()
+            return _refused(list(error.problems))
         except OSError as error:
             new.close()
             return _refused([f"out of resources: {error.strerror}"])

@@ -18,16 +18,17 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
-import resource
 import signal
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import orjson
 from loguru import logger
 
 from tunneltcp.control.keys import read_keys
+from tunneltcp.control.privileges import become, protect_process
 from tunneltcp.errors import ExitCode
 from tunneltcp.log import access_path, setup_log
 
@@ -104,17 +105,17 @@ def fork_worker(
     try:
         _unmap(maps)
         fds = [context.channel_fd, context.counters_fd, context.memory_fd]
-        fds = [context.channel_fd, context.counters_fd, context.memory_fd]
         fds += [fd for fd in (context.keys_fd, context.certificate_fd) if fd >= 0]
-        _begin_child(context.master_pid, (*context.listener_fds, *fds), mask)
-        _reopen_standard(context.log_path)
+        log_path = _log_path(context)
+        _begin_child(context.master_pid, (*context.listener_fds, *fds), mask, context.run_as)
+        _reopen_standard(log_path)
         setup_log(
-            context.log_path,
+            log_path,
             max_bytes=context.log_bytes,
             files=context.log_files,
             tunnel=context.port,
             as_json=context.log_json,
-            access=access_path(context.log_path) if context.access_log else None,
+            access=access_path(log_path) if context.access_log else None,
         )
         code = int(worker_main(_with_keys(context)))
     except SystemExit as error:
@@ -123,6 +124,16 @@ def fork_worker(
         logger.opt(exception=True).critical("worker crashed")
     finally:
         os._exit(code & 0xFF)
+
+
+def _log_path(context: WorkerContext) -> Path:
+    """Return where a worker logs; as another user it may not pass the folders above."""
+    path = context.log_path
+    if context.run_as is not None:
+        with suppress(OSError):
+            os.chdir(path.parent)
+            return Path(path.name)
+    return path
 
 
 def _with_keys(context: WorkerContext) -> WorkerContext:
@@ -135,14 +146,17 @@ def _with_keys(context: WorkerContext) -> WorkerContext:
 
 
 def run_helper(
-    work: Callable[[], object], deadline_seconds: int, keep: Sequence[int] = ()
+    work: Callable[[], object],
+    deadline_seconds: int,
+    keep: Sequence[int] = (),
+    run_as: tuple[int, int] | None = None,
 ) -> Any:  # noqa: ANN401 - an answer from another process
     """Do something in a helper and wait for it; None if it failed. Not from within a loop.
 
     Raises:
         OSError: If there can be no further process or pipe now.
     """
-    pid, reader = fork_helper(work, deadline_seconds, keep)
+    pid, reader = fork_helper(work, deadline_seconds, keep, run_as)
     os.set_blocking(reader, True)
     answer = b""
     try:
@@ -157,13 +171,16 @@ def run_helper(
 
 
 def fork_helper(
-    work: Callable[[], object], deadline_seconds: int, keep: Sequence[int] = ()
+    work: Callable[[], object],
+    deadline_seconds: int,
+    keep: Sequence[int] = (),
+    run_as: tuple[int, int] | None = None,
 ) -> tuple[int, int]:
     """Fork a short-lived child for what may block; return its pid and its answer's pipe.
 
     The answer is the JSON of what ``work`` returns, then end-of-file; nothing at all if
     it failed. After ``deadline_seconds`` the kernel ends the child, whoever else forgets.
-    Of our descriptors it has those in ``keep``.
+    Of our descriptors it has those in ``keep``; ``run_as`` is the user that it runs as.
 
     Raises:
         OSError: If there can be no further process or pipe now.
@@ -177,7 +194,7 @@ def fork_helper(
         os.close(writer)
         raise
     if pid == 0:
-        _help(work, (writer, *keep), master_pid, deadline_seconds, mask)
+        _help(work, (writer, *keep), master_pid, deadline_seconds, mask, run_as)
     os.close(writer)
     return pid, reader
 
@@ -188,11 +205,12 @@ def _help(
     master_pid: int,
     deadline_seconds: int,
     mask: SignalMask,
+    run_as: tuple[int, int] | None,
 ) -> NoReturn:
     code: int = ExitCode.CRASH
     try:
         signal.alarm(deadline_seconds)
-        _begin_child(master_pid, keep, mask)
+        _begin_child(master_pid, keep, mask, run_as)
         _point_at(os.open(os.devnull, os.O_RDWR), (0, 1, 2))
         answer = orjson.dumps(work())
         if len(answer) <= MAX_ANSWER_BYTES:
@@ -222,8 +240,20 @@ def _fork() -> tuple[int, SignalMask]:
     return pid, mask
 
 
-def _begin_child(master_pid: int, keep: Sequence[int], mask: SignalMask) -> None:
-    """Become a process of our own; leave at once if the master is gone."""
+def _begin_child(
+    master_pid: int,
+    keep: Sequence[int],
+    mask: SignalMask,
+    run_as: tuple[int, int] | None = None,
+) -> None:
+    """Become a process of our own; leave at once if the master is gone, or if we may not."""
+    try:
+        protect_process()
+        if run_as is not None:
+            become(*run_as)
+    except OSError:
+        os._exit(ExitCode.NOT_PERMITTED)
+    # Behind that: who changes his user loses it.
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != master_pid:
         os._exit(ExitCode.TEMPORARY)
@@ -231,7 +261,6 @@ def _begin_child(master_pid: int, keep: Sequence[int], mask: SignalMask) -> None
     # here: its sockets would close numbers that are long those of others.
     gc.freeze()
     _close_all_but(keep)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _reset_signals(mask)
 
 

@@ -13,6 +13,7 @@ from tunneltcp.master.report import stamp
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tunneltcp.config.model import Config
     from tunneltcp.control.context import Role
     from tunneltcp.master.folders import Folders
     from tunneltcp.master.tunnel import Tunnel
@@ -29,10 +30,9 @@ def master_status(
     since: str,
     folders: Folders,
     tunnels: Sequence[Tunnel],
-    token: str,
-    server: str,
+    config: Config,
 ) -> dict[str, Any]:
-    """Return the state of a master and of all its tunnels; ``token``: where it is."""
+    """Return the state of a master and of all its tunnels."""
     return {
         "role": role.value,
         "instance": instance,
@@ -40,10 +40,11 @@ def master_status(
         "pid": pid,
         "since": since,
         "log_dir": str(folders.log),
+        "tunnel_log_dir": str(folders.tunnel_logs(config.user)),
         "state_dir": str(folders.state),
         "log_dropped": dropped_lines(),
-        "token": token,
-        "server": server or None,
+        "token": str(config.token),
+        "server": config.server or None,
         "tunnels": [tunnel_status(tunnel) for tunnel in tunnels],
     }
 

@@ -40,7 +40,8 @@ class StoppedPorts:
             OSError: If it cannot be kept; then ``ports`` says what the file still does.
         """
         temporary = self._path.with_suffix(".new")
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(temporary, flags, 0o600)
         try:
             data = orjson.dumps({"ports": sorted(ports)})
             if os.write(fd, data) < len(data):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 __all__ = [
+    "ForgedMessageError",
     "GoawayCode",
     "LocalProtocolError",
     "ProtocolError",
@@ -28,6 +29,10 @@ class LocalProtocolError(ProtocolError):
 
 class RemoteProtocolError(ProtocolError):
     """The peer sent what the protocol forbids; the link it came on is over."""
+
+
+class ForgedMessageError(RemoteProtocolError):
+    """Its MAC was not made with the key, or not for this connection."""
 
 
 class ResetCode(IntEnum):

@@ -21,7 +21,11 @@ import hmac
 from enum import Enum
 from typing import Any, Final
 
-from tunneltcp.protocol.errors import LocalProtocolError, RemoteProtocolError
+from tunneltcp.protocol.errors import (
+    ForgedMessageError,
+    LocalProtocolError,
+    RemoteProtocolError,
+)
 from tunneltcp.protocol.frames import MAX_PAYLOAD_BYTES
 from tunneltcp.protocol.messages import (
     Fields,
@@ -312,7 +316,7 @@ class ClientHandshake(_Handshake):
             self.stage = Stage.CHALLENGED
         elif kind == "refused":
             if mac and not right:
-                raise RemoteProtocolError("handshake: REFUSED with a wrong MAC")
+                raise ForgedMessageError("handshake: REFUSED with a wrong MAC")
             known = {code.value: code for code in RefusedCode}
             code = known.get(message.text("code"), RefusedCode.UNKNOWN)
             holder = message.text("holder", 128) if right and message.has("holder") else ""
@@ -320,7 +324,7 @@ class ClientHandshake(_Handshake):
             self.stage = Stage.REFUSED
         elif kind == "welcome" and self._proof_sent:
             if not right:
-                raise RemoteProtocolError("handshake: WELCOME with a wrong MAC")
+                raise ForgedMessageError("handshake: WELCOME with a wrong MAC")
             self.welcome = Welcome(
                 agent=message.text("agent"),
                 session=message.hex("session", 16),

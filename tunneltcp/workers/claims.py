@@ -160,7 +160,8 @@ class Claim:
         elif handshake.is_proven:
             self._claims.owner.on_proven(self)
         elif handshake.stage is Stage.REFUSED:
-            self.end(claim_trouble(RefusedCode.DENIED.value))
+            # Its preface was made with our key.
+            self.end(claim_trouble("version" if handshake.hello is None else "proof"))
 
     def _receive(self, size: int) -> bytes:
         """Return what came, at most ``size`` bytes; empty if nothing did, or it is over."""

@@ -9,7 +9,7 @@ import socket
 from typing import TYPE_CHECKING, Final, Protocol
 
 from tunneltcp.advice import Trouble, connect_trouble, spoken
-from tunneltcp.errors import RemoteProtocolError
+from tunneltcp.errors import ForgedMessageError, RemoteProtocolError
 from tunneltcp.net.address import format_address
 from tunneltcp.net.loop import READ, WRITE
 from tunneltcp.net.sockopt import (
@@ -27,6 +27,7 @@ from tunneltcp.protocol.handshake import (
     ClientHandshake,
     Stage,
 )
+from tunneltcp.protocol.messages import RefusedCode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -210,6 +211,9 @@ class Attempt:
             return
         try:
             self._handshake.receive(data)
+        except ForgedMessageError:
+            self._fail(Trouble.FORGED, "its proof is wrong")
+            return
         except RemoteProtocolError:
             self._fail(Trouble.FOREIGN, spoken(data))
             return
@@ -223,12 +227,19 @@ class Attempt:
         elif stage is Stage.REFUSED:
             refusal = self._handshake.refusal
             assert refusal is not None, "REFUSED comes with a reason"
-            self._fail(Trouble(refusal.code.value), refusal.holder, refusal)
+            self._fail(*self._refused(refusal), refusal)
         elif stage is Stage.WELCOMED:
             welcome = self._handshake.welcome
             assert welcome is not None, "WELCOMED comes with it"
             self._let_go()
             self._owner.on_welcome(self, welcome, self._handshake.rest)
+
+    def _refused(self, refusal: Refusal) -> tuple[Trouble, str]:
+        """Return what it means, and the detail."""
+        if refusal.code is RefusedCode.DENIED and self.is_proving:
+            # Our preface was taken, so our key is good: what was not is this connection.
+            return Trouble.FORGED, "our proof was not taken there, though our token was"
+        return Trouble(refusal.code.value), refusal.holder
 
     def prove(self) -> None:
         """Send PROOF: of the attempts of one client, one at a time."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,13 @@ def test_settings_of_systemd(role):
     assert expected.items() <= found.items()
     assert settings_of(text, "Unit")["StartLimitIntervalSec"] == "0"
     assert settings_of(text, "Install")["WantedBy"] == "multi-user.target"
+
+
+def test_one_with_a_user_may_become_him():
+    text = unit(replace(default_service("server"), user="nobody"))
+    kept = settings_of(text, "Service")["CapabilityBoundingSet"].split()
+    assert kept == ["CAP_NET_BIND_SERVICE", "CAP_CHOWN", "CAP_KILL", "CAP_SETGID", "CAP_SETUID"]
+    assert "# Its workers are nobody" in text
 
 
 def test_a_users_unit_asks_for_nothing_that_only_the_system_has():

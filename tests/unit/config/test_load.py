@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json  # noqa: TID251 - stdlib JSON is what a person's editor writes
 import os
+import pwd
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from tunneltcp.config.load import MAX_FILE_BYTES, build_config, load_config, read_document
 from tunneltcp.config.model import DEFAULT_HOLD_SECONDS, MAX_TUNNELS
+from tunneltcp.config.users import find_user
 from tunneltcp.errors import ConfigError
 
 BARE = (
@@ -348,3 +350,30 @@ class TestTls:
     )
     def test_problems(self, role, more, expected):
         assert problems(f"{{{self.TUNNELS}, {more}}}", role) == [expected]
+
+
+class TestUser:
+    def test_is_a_name(self):
+        document = {"ports": 60001, "user": "tunneltcp"}
+        assert build_config(document, "server").user == "tunneltcp"
+        for wrong in ('""', "7", '"a b"', '"../x"', '"-x"', "null", f'"{"x" * 33}"'):
+            text = f'{{"ports": 60001, "user": {wrong}}}'
+            found = problems(text, "server")
+            assert len(found) == 1, wrong
+            assert found[0].endswith("is not the name of a user")
+
+    def test_is_looked_up_by_root_alone(self, monkeypatch):
+        monkeypatch.setattr("tunneltcp.config.users.is_root", lambda: False)
+        with pytest.raises(ConfigError, match="only a master that root starts"):
+            find_user("nobody")
+        monkeypatch.setattr("tunneltcp.config.users.is_root", lambda: True)
+        monkeypatch.setattr("tunneltcp.config.users._missing", list)
+        found = pwd.getpwnam("nobody")
+        assert find_user("nobody") == (found.pw_uid, found.pw_gid)
+        with pytest.raises(ConfigError, match="there is no user no-such-user here"):
+            find_user("no-such-user")
+        with pytest.raises(ConfigError, match="root is root itself"):
+            find_user("root")
+        monkeypatch.setattr("tunneltcp.config.users._missing", lambda: ["CAP_SETUID"])
+        with pytest.raises(ConfigError, match=r"without CAP_SETUID.*service file"):
+            find_user("nobody")

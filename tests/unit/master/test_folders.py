@@ -17,6 +17,7 @@ from tunneltcp.master.folders import (
     instance_problem,
     locked_pid,
     make_folders,
+    make_log_folder,
     run_base,
 )
 
@@ -173,3 +174,34 @@ def test_a_damaged_host_id_is_made_anew(folders, damage):
     make_folders(folders)
     (folders.state / "host_id").write_bytes(damage)
     assert len(host_id(folders.state)) == 32
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+class TestLogFolderOfAnotherUser:
+    def test_is_his_alone(self, folders):
+        make_folders(folders)
+        for _ in range(2):
+            make_log_folder(folders, "nobody", (NOBODY, NOBODY))
+        status = (folders.log / "nobody").stat()
+        assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (NOBODY, NOBODY, 0o700)
+        assert folders.log.stat().st_uid == 0
+
+    @pytest.mark.parametrize("what", ["file", "link", "ours"])
+    def test_what_is_in_its_place_is_not_used(self, folders, tmp_path, what):
+        make_folders(folders)
+        place = folders.log / "nobody"
+        if what == "file":
+            place.write_text("")
+        elif what == "link":
+            (tmp_path / "elsewhere").mkdir()
+            os.chown(tmp_path / "elsewhere", NOBODY, NOBODY)
+            place.symlink_to(tmp_path / "elsewhere")
+        else:
+            place.mkdir()
+        with pytest.raises(ConfigError, match=r"^user: folder .*/nobody cannot be used: "):
+            make_log_folder(folders, "nobody", (NOBODY, NOBODY))
+
+    def test_there_is_none_without_a_user(self, folders):
+        make_folders(folders)
+        make_log_folder(folders, "", None)
+        assert list(folders.log.iterdir()) == []

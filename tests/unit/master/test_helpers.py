@@ -64,6 +64,19 @@ def test_one_that_fails_or_hangs_answers_nothing(bench, work):
     assert got == [None]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_names_are_looked_up_by_the_other_user(bench, monkeypatch):
+    """What name servers answer is read by who is nobody."""
+    who = lambda host: {"addresses": [], "error": f"{os.getresuid()} {os.getgroups()}"}  # noqa: E731
+    monkeypatch.setattr("tunneltcp.master.helpers.look_up", who)
+    got: list[Any] = []
+    Lookups(bench.helpers, (65_534, 65_534)).ask(1, "localhost", 7, got.append)
+    Lookups(bench.helpers).ask(1, "localhost", 7, got.append)
+    bench.turn_until(lambda: len(got) == 2)
+    said = sorted(answer["error"].split(")")[0] for answer in got)
+    assert said == ["(0, 0, 0", "(65534, 65534, 65534"]
+
+
 def test_a_helper_holds_no_descriptor_of_ours(bench):
     got: list[Any] = []
     with socket.create_server(("127.0.0.1", 0)):

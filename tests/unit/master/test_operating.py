@@ -258,6 +258,14 @@ class TestQuestions:
 
 
 class TestStoppedPorts:
+    def test_a_link_in_the_place_of_the_new_file_is_not_followed(self, tmp_path):
+        victim = tmp_path / "victim"
+        victim.write_text("untouched")
+        (tmp_path / "stopped.new").symlink_to(victim)
+        with pytest.raises(OSError, match="symbolic"):
+            StoppedPorts(tmp_path).keep({60001})
+        assert victim.read_text() == "untouched"
+
     def test_are_kept(self, tmp_path):
         StoppedPorts(tmp_path).keep({60002, 60001})
         assert StoppedPorts(tmp_path).ports == {60001, 60002}

@@ -6,12 +6,14 @@ import socket
 
 import pytest
 
+from tests.support.certificates import client_settings
 from tests.support.fake_clock import FakeClock
 from tests.support.fake_link import HOST_ID, RUN_ID, RawServer
 from tests.support.loop_stepper import LoopStepper, spins
 from tunneltcp.net.loop import Loop
+from tunneltcp.net.tls import ClientTls
 from tunneltcp.protocol.handshake import HANDSHAKE_SECONDS
-from tunneltcp.protocol.messages import Hello, RefusedCode
+from tunneltcp.protocol.messages import Hello, RefusedCode, encode_refused
 from tunneltcp.protocol.preface import port_key
 from tunneltcp.workers.dial import CONNECT_SECONDS, Attempt
 
@@ -49,7 +51,7 @@ class Bench:
         self.stepper.pumps.append(self.server.pump)
         self.attempts: list[Attempt] = []
 
-    def dial(self, port: int | None = None, *, starts: bool = True) -> Attempt:
+    def dial(self, port: int | None = None, *, starts: bool = True, tls=None) -> Attempt:
         port = self.server.port if port is None else port
         hello = Hello(
             agent="test/1",
@@ -62,7 +64,7 @@ class Bench:
         )
         key = port_key("", self.server.port)
         address = (socket.AF_INET, ("127.0.0.1", port))
-        attempt = Attempt(self.loop, address, hello, key, self.owner)
+        attempt = Attempt(self.loop, address, hello, key, self.owner, tls=tls)
         self.attempts.append(attempt)
         if starts:
             attempt.start()
@@ -174,6 +176,36 @@ def test_that_is_answered_with_junk(bench):
     bench.server.ends[0].peer.send(b"HTTP/1.1 400 Bad Request\r\n" * 200)
     bench.until(lambda: bench.owner.said)
     assert bench.owner.said == ["foreign HTTP"]
+
+
+def test_that_is_answered_with_a_wrong_mac_says_so(bench):
+    bench.dial()
+    bench.until(lambda: bench.server.ends and bench.server.ends[0].has_greeted)
+    bench.server.ends[0].handshake._key = bytes(32)
+    bench.server.ends[0].handshake._known = False
+    bench.server.ends[0].handshake._handle = lambda *_: bench.server.ends[0].welcome()
+    bench.server.ends[0].handshake._must_be_proven = lambda: None
+    bench.until(lambda: len(bench.owner.said) == 2)
+    assert bench.owner.said[1] == "forged its proof is wrong"
+
+
+def test_whose_proof_was_not_taken_knows_that_its_token_was(bench):
+    bench.server.token = "another"
+    bench.dial()
+    bench.until(lambda: len(bench.owner.said) == 2)
+    assert bench.owner.said[1] == "forged our proof was not taken there, though our token was"
+    assert bench.owner.refusals[0].code is RefusedCode.DENIED
+
+
+def test_that_is_refused_in_clear_before_it_looks_takes_it_for_no_tls(bench):
+    """The server has our preface, and an answer, before our loop turns again."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        bench.dial(listener.getsockname()[1], tls=ClientTls(context=client_settings()))
+        server, _ = listener.accept()
+        with server:
+            server.sendall(encode_refused(RefusedCode.DENIED))
+            bench.until(lambda: bench.owner.said)
+    assert bench.owner.said == ["denied"]
 
 
 def test_that_is_not_answered_is_over_after_five_seconds(bench):

@@ -383,7 +383,7 @@ def test_a_man_in_the_middle_is_refused_by_both(world, server):
         server.port, 1, tls=True, link_port=middle.raw.port, server_host="127.0.0.1"
     )
     world.until(lambda: client.told("link"))
-    assert client.told("link")[0]["trouble"] == "denied", "the server does not fall for it"
+    assert client.told("link")[0]["trouble"] == "forged", "the server does not fall for it"
     assert middle.pairs, "he was there"
     assert all(near.secured and there.secured for near, there in middle.pairs.values())
     assert server.worker.link is None
@@ -484,5 +484,5 @@ def test_a_welcome_for_another_certificate_is_not_believed(world):
 
     world.stepper.pumps.append(talk)
     world.until(lambda: client.told("link"))
-    assert client.told("link")[0]["trouble"] == "foreign"
+    assert client.told("link")[0]["trouble"] == "forged"
     assert client.worker.link is None
