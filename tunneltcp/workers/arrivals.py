@@ -39,8 +39,9 @@ first bytes on the way with the end of its TCP handshake."""
 MAX_UNDECIDED: Final = 4096
 """Connections that have not spoken. At the bound a random one goes: who floods the port
 cannot choose whom he throws out."""
-ACCEPTS_PER_TURN: Final = 64
-"""Connections accepted before the others get their turn."""
+ACCEPTS_PER_TURN: Final = 8
+"""Connections accepted, or taken for visitors by their silence, before the others get their
+turn: each is a tenth of a millisecond of work, and a crowd must not delay who is here."""
 RESERVE_SECONDS: Final = 1.0
 """How long one connection may be looked at with the descriptor kept in reserve."""
 _RETRY_SECONDS: Final = 0.1
@@ -245,7 +246,7 @@ class Arrivals:
     def _on_timer(self) -> None:
         self._timer = None
         latest = self._loop.now - self._owner.silence_seconds()
-        while self._undecided:
+        for _ in range(min(ACCEPTS_PER_TURN, len(self._undecided))):
             arrival = next(iter(self._undecided.values()))
             if arrival.came > latest:
                 break

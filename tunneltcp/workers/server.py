@@ -50,6 +50,7 @@ class ServerWorker(Worker):
             self,
             near_only=context.near_links_only,
             tls=server_tls(context.certificate_fd) if context.tls else None,
+            nonces=self.memory.nonces,
         )
         self._relays: dict[Relay, Visitor] = {}
         """Who is here, in the order in which they came."""
