@@ -8,22 +8,14 @@ from __future__ import annotations
 
 import resource
 import secrets
-import socket
-import ssl
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.certificates import client_settings
-from tests.support.fake_link import RawClient
-from tests.support.fake_peer import FakePeer
-from tests.support.fake_tls import TlsPeer
-from tests.support.processes import TOKEN
 from tests.support.siege import during, pump_until
-from tests.support.wait import wait_until
 from tunneltcp.protocol.handshake import Stage
 from tunneltcp.protocol.messages import RefusedCode
-from tunneltcp.protocol.preface import MAGIC, make_preface, port_key
+from tunneltcp.protocol.preface import MAGIC
 
 if TYPE_CHECKING:
     from tests.support.siege import Siege

@@ -118,9 +118,7 @@ class Siege:
             for one in (self.apps, self.load, self.server, self.client):
                 stack.enter_context(one)
             wait_until(lambda: self.client.link_up(self.port), 15, self.client.complaint)
-            self.load.probe(
-                "honest", self.port, count=VISITORS, size=64, pause=PAUSE_SECONDS
-            )
+            self.load.probe("honest", self.port, count=VISITORS, size=64, pause=PAUSE_SECONDS)
             self._wait_for_answers(5 * MIN_ANSWERS)
             self._base = self.load.stats("honest").p99
             self._stack = stack.pop_all()
@@ -194,8 +192,7 @@ class Siege:
     def visitors(self, count: int, first: bytes = b"hello") -> Iterator[list[FakePeer]]:
         """Visitors of the port whose client the test plays."""
         peers = [
-            FakePeer(socket.create_connection(("127.0.0.1", self.other)))
-            for _ in range(count)
+            FakePeer(socket.create_connection(("127.0.0.1", self.other))) for _ in range(count)
         ]
         try:
             for peer in peers:

@@ -40,6 +40,8 @@ __all__ = ["MAX_SLEEP_SECONDS", "Worker"]
 
 MAX_SLEEP_SECONDS: Final = 0.5
 """A worker's loop turns at least this often, so that one that hangs is soon known."""
+MAX_NEW_WARNINGS: Final = 256
+"""Kinds of warnings said in ten minutes; each address of a stranger makes one."""
 TIDY_SECONDS: Final = 1.0
 """Memory that nobody needed for this long is given back to the system."""
 
@@ -84,6 +86,7 @@ class Worker:
         self._away_seconds = 0.0
         self._own_descriptors = 0
         self._throttle = Throttle()
+        self._throttle.max_new = MAX_NEW_WARNINGS
 
     # ----------------------------------------------------------------------- life
 

@@ -103,7 +103,9 @@ class ServerWorker(Worker):
 
     def on_visitor(self, sock: socket.socket, address: object, *, silent: bool) -> None:
         """A visitor: open a stream, or hold it until there is a link."""
-        if self.draining or len(self._relays) >= self.context.max_visitors:
+        # Those whom the client has not let go of yet count: they are still its work.
+        here = len(self._relays) + len(self.session.resetting)
+        if self.draining or here >= self.context.max_visitors:
             sock.close()
             self.warn("max_visitors", "max_visitors are here already: another was reset")
             return

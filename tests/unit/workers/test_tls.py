@@ -206,7 +206,8 @@ class TestServer:
         world.until(lambda: raw.end)
         assert server.worker.link is None
 
-    def test_a_link_is_not_bounded_by_that(self, world, server):
+    def test_a_link_is_not_bounded_by_that(self, world, server, monkeypatch):
+        monkeypatch.setattr("tunneltcp.protocol.glitches.FREE_GLITCHES", 1 << 20)
         raw = raw_client(world, server)
         world.until(lambda: raw.is_up)
         for value in range(5000):
