@@ -31,6 +31,7 @@ from tests.support.ports import free_ports
 from tests.support.processes import TOKEN, Master
 from tests.support.visitors import Load
 from tests.support.wait import wait_until
+from tunneltcp.protocol.frames import FrameType
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -260,6 +261,8 @@ class Siege:
         with self.insider(port, **settings) as raw:
             pump_until(raw, lambda: raw.is_up, "WELCOME")
             yield raw
+            if not raw.end:  # or its session would wait for the next one
+                raw.send(FrameType.GOAWAY, payload=b"\0\0")
 
     @contextmanager
     def visitors(self, count: int, first: bytes = b"hello") -> Iterator[list[FakePeer]]:

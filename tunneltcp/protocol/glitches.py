@@ -34,15 +34,22 @@ class Glitches:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._count = 0
-        self._allowed = FREE_GLITCHES
-        self._pings = 0
-        self._said_goaway = False
+        self._earned_before = 0
+        self.clear()
 
     def clear(self) -> None:
-        """There is another link."""
+        """Another link begins: what was earned on the last one does not count on it."""
+        self._earned_before += self._earned()
+        self._allowed = FREE_GLITCHES
         self._count = self._pings = 0
         self._said_goaway = False
+
+    def _earned(self) -> int:
+        """How many more this link may bring, for what was of use on it."""
+        useful_bytes = sum(self._session.count_bytes())
+        streams = self._session.windows.dealt
+        earned = useful_bytes // BYTES_PER_GLITCH + GLITCHES_PER_STREAM * streams
+        return earned - self._earned_before
 
     def add(self) -> None:
         """A frame came that says nothing.
@@ -53,9 +60,7 @@ class Glitches:
         self._count += 1
         if self._count <= self._allowed:
             return
-        useful = sum(self._session.count_bytes()) // BYTES_PER_GLITCH
-        useful += GLITCHES_PER_STREAM * self._session.windows.dealt
-        self._allowed = FREE_GLITCHES + useful
+        self._allowed = FREE_GLITCHES + self._earned()
         if self._count > self._allowed:
             raise RemoteProtocolError(f"{self._count} frames that say nothing")
 
