@@ -94,15 +94,17 @@ ENDS_STREAM: dict[str, Callable[[int], bytes]] = {
     "a gap": lambda last: frame(FrameType.DATA, last, 10, b"x"),
     "bytes that came already": lambda last: frame(FrameType.DATA, last, 0, b"x" * 5) * 2,
     "an offset near the end of all": lambda last: frame(FrameType.DATA, last, 2**64 - 1, b"x"),
-    "more than was granted": lambda last: frame(
-        FrameType.DATA, last, 0, bytes(MAX_PAYLOAD_BYTES)
-    ) + b"".join(
-        frame(FrameType.DATA, last, offset, bytes(MAX_PAYLOAD_BYTES))
-        for offset in range(MAX_PAYLOAD_BYTES, 8 << 20, MAX_PAYLOAD_BYTES)
+    "more than was granted": lambda last: (
+        frame(FrameType.DATA, last, 0, bytes(MAX_PAYLOAD_BYTES))
+        + b"".join(
+            frame(FrameType.DATA, last, offset, bytes(MAX_PAYLOAD_BYTES))
+            for offset in range(MAX_PAYLOAD_BYTES, 8 << 20, MAX_PAYLOAD_BYTES)
+        )
     ),
     "FIN at another offset": lambda last: frame(FrameType.FIN, last, 77),
-    "bytes behind FIN": lambda last: frame(FrameType.FIN, last)
-    + frame(FrameType.DATA, last, 0, b"x"),
+    "bytes behind FIN": lambda last: (
+        frame(FrameType.FIN, last) + frame(FrameType.DATA, last, 0, b"x")
+    ),
     "delivered before it was sent": lambda last: credit(last, 1 << 30, 1 << 31),
     "a limit of 2^64 - 1": lambda last: credit(last, 0, 2**64 - 1),
     "a limit just above 2^62": lambda last: credit(last, 0, 2**62 + 1),
@@ -180,7 +182,9 @@ def test_a_resetting_stream_that_is_written_to_for_ever(siege: Siege) -> None:
         pump_until(raw, lambda: raw.of(FrameType.RESET), "RESET")
         raw.peer.send(frame(FrameType.DATA, last, 0, bytes(60_000)))
         with siege.visitors(1, b"next"):
-            pump_until(raw, lambda: raw.data(last + 1) == b"next", "what was on its way is dropped")
+            pump_until(
+                raw, lambda: raw.data(last + 1) == b"next", "what was on its way is dropped"
+            )
         raw.peer.send(frame(FrameType.DATA, last, 0, bytes(1000)) * 3 * FREE_GLITCHES)
         expect_goaway(siege, raw)
 

@@ -166,7 +166,11 @@ def test_a_hello_that_names_a_strangers_session(siege: Siege) -> None:
         assert owner.handshake.welcome is not None
         session = owner.handshake.welcome.session
         before = siege.server.tunnel(siege.other)["links_total"]
-        for host, run in (("cc" * 16, "bb" * 16), ("aa" * 16, "cc" * 16), ("dd" * 16, "ee" * 16)):
+        for host, run in (
+            ("cc" * 16, "bb" * 16),
+            ("aa" * 16, "cc" * 16),
+            ("dd" * 16, "ee" * 16),
+        ):
             with siege.insider(host_id=host, run_id=run, session=session) as raw:
 
                 def answered(raw: RawClient = raw) -> bool:
@@ -184,7 +188,9 @@ def test_a_hello_that_names_a_strangers_session(siege: Siege) -> None:
 @pytest.mark.parametrize("claimed", ["that port", "its own port"])
 def test_a_token_that_is_good_for_another_port(siege: Siege, claimed: str) -> None:
     port = siege.port if claimed == "that port" else siege.other
-    preface = make_preface(port_key(TOKEN, siege.other), port, secrets.token_bytes(16), tls=True)
+    preface = make_preface(
+        port_key(TOKEN, siege.other), port, secrets.token_bytes(16), tls=True
+    )
     with siege.attack(), siege.crowd() as crowd:
         crowd.dial(preface, count=20)
         crowd.expect(b'"denied"')

@@ -43,6 +43,8 @@ cannot choose whom he throws out."""
 ACCEPTS_PER_TURN: Final = 8
 """Connections accepted, or taken for visitors by their silence, before the others get their
 turn: each is a tenth of a millisecond of work, and a crowd must not delay who is here."""
+NEXT_TURN_SECONDS: Final = 0.0001
+"""What is due is called in this turn; this is not."""
 RESERVE_SECONDS: Final = 0.1
 """How long one connection may be looked at with the descriptor kept in reserve. The link's
 first bytes are there by then, or lost, and then it dials again; who says nothing must not
@@ -253,11 +255,11 @@ class Arrivals:
         del self._undecided[arrival.sock.fileno()]
         self._loop.unregister(arrival.sock.fileno())
 
-    def _set_timer(self) -> None:
+    def _set_timer(self, not_before: float = 0.0) -> None:
         if self._timer is None and self._undecided:
             oldest = next(iter(self._undecided.values()))
             when = oldest.came + self._owner.silence_seconds()
-            self._timer = self._loop.call_at(when, self._on_timer)
+            self._timer = self._loop.call_at(max(when, not_before), self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
@@ -268,4 +270,4 @@ class Arrivals:
                 break
             arrival.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
             self._admit(arrival, silent=True)
-        self._set_timer()
+        self._set_timer(self._loop.now + NEXT_TURN_SECONDS)
