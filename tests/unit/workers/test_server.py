@@ -400,7 +400,12 @@ class TestHold:
         assert not any(visitor.end for visitor in visitors)
         visitors[0].reset()
         world.until(lambda: server.counter(Counter.VISITORS) == 2)
+        world.until(lambda: raw.of(FrameType.RESET))
+        extra = world.visitor(server.port, b"too early")
+        world.until(lambda: extra.end)
+        assert len(opens(raw)) == 3, "the first one is still the client's work"
         raw.reset(1, ResetCode.ANSWER)
+        world.settle()
         world.visitor(server.port, b"again")
         world.until(lambda: len(opens(raw)) == 4)
 
