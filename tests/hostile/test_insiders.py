@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.support.fake_link import RawClient
+    from tests.support.fake_peer import FakePeer
     from tests.support.siege import Siege
 
 pytestmark = pytest.mark.slow
@@ -48,6 +49,12 @@ def credit(stream_id: int, delivered: int, limit: int, flags: int = 0) -> bytes:
 
 def state(siege: Siege) -> str:
     return str(siege.server.tunnel(siege.other)["link"]["state"])
+
+
+def end_of(peer: FakePeer) -> str:
+    """How it ended, if it has."""
+    peer.pump()
+    return peer.end
 
 
 def opened(raw: RawClient) -> int:
@@ -87,7 +94,7 @@ def test_what_ends_the_session(siege: Siege, kind: str) -> None:
         last = opened(raw)
         raw.peer.send(ENDS_SESSION[kind](last))
         expect_goaway(siege, raw)
-        wait_until(lambda: (visitor.pump(), visitor.end)[1] == "rst", 5, "its visitor is reset")
+        wait_until(lambda: end_of(visitor) == "rst", 5, "its visitor is reset")
 
 
 ENDS_STREAM: dict[str, Callable[[int], bytes]] = {
@@ -191,22 +198,25 @@ def test_a_resetting_stream_that_is_written_to_for_ever(siege: Siege) -> None:
 
 def test_who_reads_nothing_while_visitors_write(siege: Siege) -> None:
     """Rings and kernel buffers hold what they may, and no more."""
-    with siege.attack(growth_bytes=100 << 20), siege.linked() as raw:
-        with siege.visitors(40) as visitors:
-            pump_until(raw, lambda: len(raw.of(FrameType.OPEN)) == 40, "all OPENs")
-            before = siege.server.tunnel(siege.other)["bytes_in"]
-            raw.peer.reads = False
+    with (
+        siege.attack(growth_bytes=100 << 20),
+        siege.linked() as raw,
+        siege.visitors(40) as visitors,
+    ):
+        pump_until(raw, lambda: len(raw.of(FrameType.OPEN)) == 40, "all OPENs")
+        before = siege.server.tunnel(siege.other)["bytes_in"]
+        raw.peer.reads = False
+        for visitor in visitors:
+            visitor.send(bytes(4 << 20))
+        for _ in during(2 * SECONDS):
             for visitor in visitors:
-                visitor.send(bytes(4 << 20))
-            for _ in during(2 * SECONDS):
-                for visitor in visitors:
-                    visitor.pump()
-                raw.send(FrameType.PING)
-                raw.peer.pump()
-                siege.pause()
-            read = siege.server.tunnel(siege.other)["bytes_in"] - before
-            assert 1 << 20 < read <= 64 << 20, "of 160 MiB that wait in the kernel"
-            assert state(siege) == "up"
+                visitor.pump()
+            raw.send(FrameType.PING)
+            raw.peer.pump()
+            siege.pause()
+        read = siege.server.tunnel(siege.other)["bytes_in"] - before
+        assert 1 << 20 < read <= 64 << 20, "of 160 MiB that wait in the kernel"
+        assert state(siege) == "up"
 
 
 def test_garbage_behind_a_right_handshake(siege: Siege) -> None:
@@ -232,7 +242,7 @@ def test_oversize_and_malformed_messages(siege: Siege, junk: bytes) -> None:
                 raw.secure()
                 raw.greeted = True
                 raw.peer.send(junk)
-                wait_until(lambda raw=raw: (raw.peer.pump(), raw.end)[1], 4, "the end")  # type: ignore[misc]
+                wait_until(lambda raw=raw: end_of(raw.peer), 4, "the end")  # type: ignore[misc]
                 assert not raw.peer.received
 
 

@@ -36,7 +36,16 @@ from tunneltcp.protocol.frames import FrameType
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Crowd", "Honest", "Siege", "descriptors", "during", "message_from", "pump_until", "resident_bytes"]
+__all__ = [
+    "Crowd",
+    "Honest",
+    "Siege",
+    "descriptors",
+    "during",
+    "message_from",
+    "pump_until",
+    "resident_bytes",
+]
 
 HONEST = "honest"
 DIRECT = "direct"
@@ -268,8 +277,7 @@ class Siege:
     def visitors(self, count: int, first: bytes = b"hello") -> Iterator[list[FakePeer]]:
         """Visitors of the port whose client the test plays."""
         peers = [
-            FakePeer(socket.create_connection(("127.0.0.1", self.other)))
-            for _ in range(count)
+            FakePeer(socket.create_connection(("127.0.0.1", self.other))) for _ in range(count)
         ]
         try:
             for peer in peers:

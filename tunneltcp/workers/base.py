@@ -40,8 +40,6 @@ __all__ = ["MAX_SLEEP_SECONDS", "Worker"]
 
 MAX_SLEEP_SECONDS: Final = 0.5
 """A worker's loop turns at least this often, so that one that hangs is soon known."""
-MAX_NEW_WARNINGS: Final = 256
-"""Kinds of warnings said in ten minutes; each address of a stranger makes one."""
 TIDY_SECONDS: Final = 1.0
 """Memory that nobody needed for this long is given back to the system."""
 
@@ -86,7 +84,6 @@ class Worker:
         self._away_seconds = 0.0
         self._own_descriptors = 0
         self._throttle = Throttle()
-        self._throttle.max_new = MAX_NEW_WARNINGS
 
     # ----------------------------------------------------------------------- life
 
@@ -166,14 +163,14 @@ class Worker:
         """Return how many connections this worker holds now."""
         return int(self.link is not None)
 
-    def warn(self, kind: str, text: str) -> None:
+    def warn(self, kind: str, text: str, throttle: Throttle | None = None) -> None:
         """Log what went wrong, here and at the host; the same kind again only now and then."""
-        if self.note(text, kind):
+        if self.note(text, kind, throttle):
             self.tell({"type": "warning", "text": text})
 
-    def note(self, text: str, kind: str = "") -> bool:
+    def note(self, text: str, kind: str = "", throttle: Throttle | None = None) -> bool:
         """Log what the host is told by another message; return whether it was said."""
-        missed = self._throttle.admit(kind or text, self.loop.now)
+        missed = (throttle or self._throttle).admit(kind or text, self.loop.now)
         if missed is None:
             return False
         more = f" ({missed} more times since the last line)" if missed else ""

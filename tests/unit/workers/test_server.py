@@ -19,7 +19,7 @@ from tunneltcp.protocol.frames import FrameType
 from tunneltcp.protocol.handshake import Stage
 from tunneltcp.protocol.messages import RefusedCode
 from tunneltcp.protocol.preface import MAGIC, make_preface, port_key
-from tunneltcp.workers.server import OWNER_SECONDS
+from tunneltcp.workers.server import MAX_REFUSALS, OWNER_SECONDS
 
 OTHER_RUN, OTHER_HOST = "77" * 16, "88" * 16
 
@@ -385,6 +385,19 @@ class TestHold:
         world.until(lambda: opens(raw) == [1])
         raw.send(FrameType.DATA, 1, 0, b"220 hello\r\n")
         world.until(lambda: silent.received == b"220 hello\r\n")
+
+    def test_strangers_with_many_addresses_do_not_fill_the_log(self, world):
+        server = world.server()
+        for number in range(MAX_REFUSALS + 50):
+            server.worker.on_refused(f"[2001:db8::{number:x}]:1", "wrong")
+            if number % 20 == 0:
+                world.settle(1)  # the master reads
+        world.settle()
+        server.worker.on_shed()
+        world.settle()
+        *lines, last = server.told("warning")
+        assert len(lines) == MAX_REFUSALS == 256
+        assert "no descriptor" in last["text"]
 
     def test_no_more_than_max_visitors(self, world):
         server = world.server(max_visitors=3)
