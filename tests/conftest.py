@@ -21,7 +21,7 @@ _HERE = Path(__file__).parent
 _DEADLINE_SECONDS = {"unit": 20, "property": 60, "contract": 30}
 """By folder; a mark on the test wins, and other folders have pyproject.toml's."""
 
-_LEAK_CHECKED = {"integration", "faults", "interop"}
+_LEAK_CHECKED = {"integration", "faults", "hostile", "interop"}
 
 # A CI machine may stop for a moment: no deadline per example, the one per test is enough.
 settings.register_profile("local", max_examples=50, deadline=None, print_blob=True)

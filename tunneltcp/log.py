@@ -362,7 +362,8 @@ class Throttle:
     """Says a thing that keeps happening only now and then, and how often it happened.
 
     Of each kind the first ``burst`` in a period are let through; then one each
-    ``every_seconds``. Kinds are bounded: the one not seen for longest is forgotten.
+    ``every_seconds``. Kinds are bounded: the one not seen for longest is forgotten. Of new
+    ones at most ``max_new`` are let through in a period (a stranger may have many addresses).
     """
 
     def __init__(
@@ -371,20 +372,19 @@ class Throttle:
         self._every = every_seconds
         self._burst = burst
         self._max_kinds = max_kinds
+        self.max_new = sys.maxsize
         self._kinds: dict[object, list[float]] = {}  # kind -> [period's start, said, missed]
+        self._new = [0.0, 0]  # [period's start, kinds that were new in it]
 
     def admit(self, kind: object, now: float) -> int | None:
-        """Decide about one more of a kind.
-
-        Args:
-            kind: What happened, hashable.
-            now: Monotonic seconds.
-
-        Returns:
-            None if nothing is to be said, otherwise how many were kept quiet before.
-        """
+        """Return None if nothing is to be said, otherwise how many were kept quiet before."""
         entry = self._kinds.pop(kind, None)
         if entry is None:
+            if now - self._new[0] >= self._every:
+                self._new = [now, 0]
+            self._new[1] += 1
+            if self._new[1] > self.max_new:
+                return None
             if len(self._kinds) >= self._max_kinds:
                 del self._kinds[next(iter(self._kinds))]
             entry = [now, 0, 0]

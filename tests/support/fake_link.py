@@ -151,6 +151,8 @@ class RawClient(RawLink):
         )
         self.first = self.handshake.data_to_send()
         """Preface, and HELLO if there is no TLS; sent at once unless ``dials`` is false."""
+        self.said: list[bytes] = []
+        """HELLO (with TLS) and PROOF, as they were sent."""
         self.proves = proves
         self.greeting = greeting
         """What it says first of all on its link: SYNC and STATE, if it resumes."""
@@ -183,8 +185,12 @@ class RawClient(RawLink):
     def prove(self) -> None:
         """Send PROOF."""
         self.handshake.prove()
-        self.peer.send(self.handshake.data_to_send())
+        self._say()
         self.proves = False
+
+    def _say(self) -> None:
+        self.said.append(self.handshake.data_to_send())
+        self.peer.send(self.said[-1])
 
     def pump(self) -> None:
         """As above; until WELCOME, the handshake."""
@@ -192,7 +198,7 @@ class RawClient(RawLink):
         if not self.greeted and isinstance(self.peer, TlsPeer) and self.peer.secured:
             self.greeted = True
             self.handshake.greet(self.peer.certificate_hash)
-            self.peer.send(self.handshake.data_to_send())
+            self._say()
         if self.stage in (Stage.WAITING, Stage.CHALLENGED):
             data, self.peer.received = bytes(self.peer.received), bytearray()
             self.handshake.receive(data)

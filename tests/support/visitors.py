@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 import time
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["GroupStats", "Load"]
 
 _CHUNK = 256 * 1024
+_MAX_WAITS = 100_000
 _AGAIN = (BlockingIOError, InterruptedError)
 
 
@@ -46,6 +48,10 @@ class GroupStats:
     """Seconds: the longest time in which a visitor with something to do got nothing done."""
     rounds: int
     """Questions answered, for probes."""
+    p99: float
+    """Seconds: of 100 answers to probes since the last mark, 99 took less."""
+    answers: int
+    """Of how many answers that is."""
 
     @property
     def bad(self) -> int:
@@ -214,6 +220,7 @@ class _Probe(_Visitor):
         self.checker = PatternChecker(self.seed)
         self.sent = 0
         self.goal = group.size
+        self.asked = time.monotonic()
         super().__init__(group, number)
 
     def wants_write(self) -> bool:
@@ -228,6 +235,7 @@ class _Probe(_Visitor):
         if self.checker.offset < self.goal:
             return
         self.group.rounds += 1
+        self.group.waits.append(self.group.service.now - self.asked)
         if self.group.rounds_each and self.checker.offset >= (
             self.group.rounds_each * self.group.size
         ):
@@ -240,7 +248,7 @@ class _Probe(_Visitor):
     def _next(self) -> None:
         if self.over:
             return
-        self.last = time.monotonic()  # the pause was ours
+        self.last = self.asked = time.monotonic()  # the pause was ours
         self.goal += self.group.size
         self.group.service.watch(self.sock, READ | WRITE, self.ready)
 
@@ -272,6 +280,7 @@ class _Group:
         self.outcomes: dict[str, int] = {}
         self.errors: list[str] = []
         self.max_gap = 0.0
+        self.waits: deque[float] = deque(maxlen=_MAX_WAITS)
         self.stopping = False
         for _ in range(options["count"]):
             self.start_one()
@@ -293,6 +302,7 @@ class _Group:
 
     def stats(self) -> dict[str, Any]:
         now = time.monotonic()
+        waits = sorted(self.waits)
         busy = [now - visitor.last for visitor in self.visitors if self._busy(visitor)]
         return {
             "started": self.started,
@@ -304,6 +314,8 @@ class _Group:
             "errors": self.errors,
             "max_gap": max([self.max_gap, *busy]),
             "rounds": self.rounds,
+            "p99": waits[len(waits) * 99 // 100] if waits else 0.0,
+            "answers": len(waits),
         }
 
     @staticmethod
@@ -330,6 +342,7 @@ class _LoadService(Service):
     def do_mark(self, name: str) -> None:
         group = self.groups[name]
         group.max_gap = 0.0
+        group.waits.clear()
         for visitor in group.visitors:
             visitor.last = time.monotonic()
 
@@ -435,7 +448,7 @@ class Load(ServiceProcess):
         return GroupStats(**self.call("stats", name=name))
 
     def mark(self, name: str) -> None:
-        """Measure the longest gap from here."""
+        """Measure the longest gap, and how long answers take, from here."""
         self.call("mark", name=name)
 
     def end(self, name: str) -> GroupStats:

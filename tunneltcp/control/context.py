@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["MEMORY_BYTES", "RECORDS_BYTES", "Role", "WorkerContext"]
+__all__ = ["MEMORY_BYTES", "NONCES_BYTES", "RECORDS_BYTES", "Role", "WorkerContext"]
 
 RECORDS_BYTES = 4096 + 65_536 * 64
 """Bytes of the header and the stream records at the start of a tunnel's memory: a page,
 and 65,536 records of 64 bytes (as many streams as one process has descriptors for)."""
 
-MEMORY_BYTES = RECORDS_BYTES + (1 << 30)
-"""Bytes of a tunnel's memory: the records, then a sparse arena of 1 GiB for the rings.
+NONCES_BYTES = 4096 + 65_536
+"""Bytes at the end of a tunnel's memory: nonces of the last 4,096 prefaces that were taken, 16
+each, and a page before them (``workers/replays.py``)."""
+
+MEMORY_BYTES = RECORDS_BYTES + (1 << 30) + NONCES_BYTES
+"""Bytes of a tunnel's memory: the records, a sparse arena of 1 GiB for the rings, the nonces.
 Sized once for the most it may ever hold; pages exist only once they are touched."""
 
 

@@ -116,6 +116,7 @@ class Links:
         session.owing.clear()
         session.receiver.forget_rest()
         session.sender.clear()
+        session.glitches.clear()
         self._untold = {}
         self.awaits_sync = False
         self._states_left = 0

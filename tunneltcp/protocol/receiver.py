@@ -139,6 +139,7 @@ class Receiver:
         stream = self._session.streams.get(stream_id)
         if stream is None:
             self._check_known(stream_id)
+            self._session.glitches.add_late(stream_id, size)
         elif not _may_come(stream, offset, offset + size):
             self._session.fail_stream(stream)
             stream = None
@@ -177,6 +178,7 @@ class Receiver:
                 return
             stream = self._session.streams.get(stream_id)
             if stream is None:
+                self._session.glitches.add()
                 return
             if frame_type == FrameType.CREDIT:
                 self._session.receive_credit(
@@ -186,12 +188,15 @@ class Receiver:
                 self._session.receive_fin(stream, value)
 
     def _receive_for_session(self, frame_type: int, value: int, payload: bytes) -> None:
+        session = self._session
         if frame_type == FrameType.PING:
-            self._session.sender.pong(value)
+            if session.sender.pong(value):
+                session.glitches.add()  # before the last one was answered
         elif frame_type == FrameType.PONG:
-            self._session.handler.on_pong(value)
+            if session.glitches.is_pong_awaited():
+                session.handler.on_pong(value)
         else:
-            self._session.receive_goaway(int.from_bytes(payload, "big"))
+            session.receive_goaway(int.from_bytes(payload, "big"))
 
 
 def _may_come(stream: Stream, offset: int, end: int) -> bool:

@@ -119,9 +119,11 @@ class Sender:
         """Send a small frame of our own; those are few."""
         self._answers.append(frame)
 
-    def pong(self, value: int) -> None:
-        """Answer a PING; only the latest, if several came."""
+    def pong(self, value: int) -> bool:
+        """Answer a PING; only the latest. Return whether an earlier one still waits."""
+        waits = self._pong is not None
         self._pong = value
+        return waits
 
     def credit_now(self, stream: Stream) -> None:
         """Make the last CREDIT of a stream that is about to be forgotten."""

@@ -26,6 +26,7 @@ from tunneltcp.protocol.frames import (
     check_open,
     encode_frame,
 )
+from tunneltcp.protocol.glitches import Glitches
 from tunneltcp.protocol.links import Links
 from tunneltcp.protocol.receiver import Receiver
 from tunneltcp.protocol.sender import Sender
@@ -37,11 +38,7 @@ if TYPE_CHECKING:
     from tunneltcp.protocol.arena import Arena
     from tunneltcp.protocol.table import StreamTable
 
-__all__ = [
-    "SWEEP_SECONDS",
-    "Session",
-    "SessionHandler",
-]
+__all__ = ["SWEEP_SECONDS", "Session", "SessionHandler"]
 
 SWEEP_SECONDS: Final = 0.02
 """How long a stream is quiet before CREDIT says that all was delivered: long against the
@@ -99,8 +96,7 @@ class Session:
         """Streams that we reset and the peer has not answered yet."""
         self.last_id = 0
         """The highest id used (by us or by the peer, whoever opens)."""
-        self._over_read = 0
-        self._over_delivered = 0
+        self._over_read = self._over_delivered = 0
         self.resets = 0
         self.starved: list[Stream] = []
         """Streams that wait for a ring because the budget is used up."""
@@ -109,6 +105,7 @@ class Session:
         """What a draining side says at the beginning of each link."""
         self.peer_leaves = False
         self.sender = Sender(arena, self.feed_starved)
+        self.glitches = Glitches(self)
         self.receiver = Receiver(self)
         self.receive = self.receiver.receive
         """See :meth:`Receiver.receive`; on a resumed link another, until SYNC came."""
@@ -236,11 +233,6 @@ class Session:
 
     # ------------------------------------------------------------------ credit
 
-    def count_delivered(self, stream: Stream, count: int) -> None:
-        """A socket took ``count`` bytes that came for this stream."""
-        stream.waiting -= count
-        self.owe(stream)
-
     def sweep(self) -> None:
         """Send CREDIT for streams of which all was delivered and nothing more came.
 
@@ -271,6 +263,7 @@ class Session:
 
     def ping(self, value: int) -> None:
         """Send a PING; its PONG carries ``value`` back."""
+        self.glitches.note_ping()
         self.sender.say(encode_frame(FrameType.PING, 0, value))
 
     def goaway(self, code: GoawayCode) -> None:
@@ -291,6 +284,7 @@ class Session:
         if limit > MAX_OFFSET or stream_id == 0:
             raise RemoteProtocolError(f"OPEN with limit {limit} for stream {stream_id}")
         if stream_id <= self.last_id:
+            self.glitches.add()
             return
         self.last_id = stream_id
         if self.table.is_full or len(self.resetting) >= MAX_STREAMS:
@@ -328,6 +322,8 @@ class Session:
             return
         if not stream.confirmed:
             stream.confirm()
+        elif delivered <= stream.acked and fin_delivered == stream.fin_acked:
+            self.glitches.add()  # a limit that rises alone is believed, but not for ever
         if limit > stream.limit:
             stream.limit = limit
             if stream.sent < stream.head:
@@ -353,6 +349,8 @@ class Session:
             stream.peer_fin = final
             stream.granted = -1  # whatever still comes is unusual
             stream.endpoint.deliver_fin()
+        else:
+            self.glitches.add()
 
     def receive_reset(self, stream_id: int, code: int) -> None:
         """RESET: the stream is over, or the peer knows that it is."""
@@ -360,11 +358,15 @@ class Session:
             stream = self.resetting.get(stream_id)
             if stream is not None and stream.reset_sent:
                 self.forget_reset(stream)
+            else:
+                self.glitches.add()
             return
         self._answer_reset(stream_id, ResetCode.ANSWER)
         stream = self.streams.get(stream_id)
         if stream is not None:
             self.drop_stream(stream, code)
+        else:
+            self.glitches.add()
 
     def forget_reset(self, stream: Stream) -> None:
         """The peer knows that we reset this stream, or has forgotten it."""
@@ -374,7 +376,8 @@ class Session:
     def receive_goaway(self, code: int) -> None:
         """GOAWAY: visitors that come from now on wait for the next session."""
         self.peer_leaves = True
-        self.handler.on_goaway(code)
+        if self.glitches.is_first_goaway():
+            self.handler.on_goaway(code)
 
     def _answer_reset(self, stream_id: int, code: ResetCode) -> None:
         payload = code.to_bytes(2, "big")

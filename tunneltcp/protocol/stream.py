@@ -297,7 +297,8 @@ class Stream:
 
     def delivered_more(self, count: int) -> None:
         """The socket took ``count`` more bytes of what :meth:`Endpoint.deliver` kept."""
-        self.session.count_delivered(self, count)
+        self.waiting -= count
+        self.session.owe(self)
 
     def record_fin(self) -> None:
         """Store that the peer's FIN is about to be relayed; call it before ``shutdown``."""

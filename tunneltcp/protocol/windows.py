@@ -33,6 +33,8 @@ class Windows:
         self._max_streams = max_streams
         self._least = least_bytes
         self._streams = 0
+        self.dealt = 0
+        """How many windows were ever dealt."""
         self.granted_bytes = 0
         """Sum of the windows: what may be granted and not delivered at any time."""
 
@@ -52,6 +54,7 @@ class Windows:
         window = max(self._least, min(MAX_WINDOW_BYTES, window))
         self.granted_bytes += window
         self._streams += 1
+        self.dealt += 1
         return window
 
     def give(self, window: int) -> None:

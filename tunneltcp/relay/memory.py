@@ -19,14 +19,21 @@ RECEIVE_BYTES: Final = 1 << 20
 
 
 class TunnelMemory:
-    """Maps the memory behind ``fd``: ``records_bytes`` of table, then the arena.
+    """Maps the memory behind ``fd``: ``records_bytes`` of table, then the arena, the nonces.
 
     Args:
         fd: None: memory of this process alone.
+        nonces_bytes: For the prefaces that a server has taken, at the end.
     """
 
     def __init__(
-        self, fd: int | None, size: int, records_bytes: int, budget_bytes: int
+        self,
+        fd: int | None,
+        size: int,
+        records_bytes: int,
+        budget_bytes: int,
+        *,
+        nonces_bytes: int = 0,
     ) -> None:
         self._is_file = fd is not None
         self._map = _anonymous(size) if fd is None else mmap.mmap(fd, size)
@@ -36,7 +43,10 @@ class TunnelMemory:
         self._arena_start = records_bytes
         memory = memoryview(self._map)
         self.table = StreamTable(memory[:records_bytes])
-        self.arena = Arena(memory[records_bytes:], budget_bytes, self._discard)
+        self._arena_bytes = size - records_bytes - nonces_bytes
+        arena_end = records_bytes + self._arena_bytes
+        self.arena = Arena(memory[records_bytes:arena_end], budget_bytes, self._discard)
+        self.nonces = memory[arena_end:]
 
     def _discard(self, start: int, size: int) -> None:
         if sys.platform == "linux" and self._is_file:
@@ -45,9 +55,9 @@ class TunnelMemory:
             _discard(self._map, self._arena_start + start, size)
 
     def clear(self) -> None:
-        """Forget whatever a worker before us left: records and bytes."""
+        """Forget whatever a worker before us left: records and bytes, but for the nonces."""
         self.table.clear()
-        self._discard(0, len(self._map) - self._arena_start)
+        self._discard(0, self._arena_bytes)
 
 
 def _anonymous(size: int) -> mmap.mmap:

@@ -8,9 +8,10 @@ protocols in which the server speaks first; while there is no link nothing is lo
 waiting, so it stays undecided for as long as a visitor would be held. Nothing here ever
 blocks: each undecided connection is an entry with a deadline.
 
-The worker never stops accepting, since the link comes through the same queue. One
-descriptor is kept in reserve: when there is no other left, one connection at a time is
-looked at with it, and reset unless it is the link.
+The worker never stops accepting, since the link comes through the same queue. When no
+descriptor is left, somebody who has not spoken goes for each that comes. One descriptor is
+kept in reserve: when all others are in use by who has, one connection at a time is looked at
+with it, and reset unless it is the link.
 """
 
 from __future__ import annotations
@@ -39,10 +40,15 @@ first bytes on the way with the end of its TCP handshake."""
 MAX_UNDECIDED: Final = 4096
 """Connections that have not spoken. At the bound a random one goes: who floods the port
 cannot choose whom he throws out."""
-ACCEPTS_PER_TURN: Final = 64
-"""Connections accepted before the others get their turn."""
-RESERVE_SECONDS: Final = 1.0
-"""How long one connection may be looked at with the descriptor kept in reserve."""
+ACCEPTS_PER_TURN: Final = 8
+"""Connections accepted, or taken for visitors by their silence, before the others get their
+turn: each is a tenth of a millisecond of work, and a crowd must not delay who is here."""
+NEXT_TURN_SECONDS: Final = 0.0001
+"""What is due is called in this turn; this is not."""
+RESERVE_SECONDS: Final = 0.1
+"""How long one connection may be looked at with the descriptor kept in reserve. The link's
+first bytes are there by then, or lost, and then it dials again; who says nothing must not
+keep the queue, in which the link may stand, from moving."""
 _RETRY_SECONDS: Final = 0.1
 _OUT_OF_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -148,7 +154,10 @@ class Arrivals:
             self._take(sock, address, on_reserve=False)
 
     def _accept_on_reserve(self, listener: socket.socket) -> None:
-        """No descriptor is left: look at one connection with the one set aside."""
+        """No descriptor is left: look at one connection with the one set aside.
+
+        (That is said also when nobody waits in the queue.)
+        """
         self._pause()
         if self._reserve is None:
             self._loop.call_later(_RETRY_SECONDS, self._go_on)
@@ -160,6 +169,12 @@ class Arrivals:
         except OSError:
             self._reopen()
             self._loop.call_later(_RETRY_SECONDS, self._go_on)
+            return
+        if self._undecided:
+            self._throw_out_one()
+            self._owner.on_shed()
+            self._take(sock, address, on_reserve=False)
+            self._go_on()
             return
         arrival = self._take(sock, address, on_reserve=True)
         self._loop.call_later(RESERVE_SECONDS, lambda: self._give_up(arrival))
@@ -182,16 +197,20 @@ class Arrivals:
     def _take(self, sock: socket.socket, address: object, *, on_reserve: bool) -> _Arrival:
         sock.setblocking(False)
         if len(self._undecided) >= MAX_UNDECIDED:
-            number = int.from_bytes(os.urandom(4), "big") % MAX_UNDECIDED
-            victim = next(islice(self._undecided.values(), number, None))
-            self._forget(victim)
-            victim.sock.close()
-            self._free_reserve(victim)
+            self._throw_out_one()
         arrival = _Arrival(sock, address, self._loop.now, on_reserve=on_reserve)
         self._undecided[sock.fileno()] = arrival
         self._loop.register(sock.fileno(), READ, partial(self._look, arrival))
         self._set_timer()
         return arrival
+
+    def _throw_out_one(self) -> None:
+        """Reset one of those who have not spoken: a random one, never the oldest."""
+        number = int.from_bytes(os.urandom(4), "big") % len(self._undecided)
+        victim = next(islice(self._undecided.values(), number, None))
+        self._forget(victim)
+        victim.sock.close()
+        self._free_reserve(victim)
 
     # -------------------------------------------------------------------- deciding
 
@@ -236,19 +255,19 @@ class Arrivals:
         del self._undecided[arrival.sock.fileno()]
         self._loop.unregister(arrival.sock.fileno())
 
-    def _set_timer(self) -> None:
+    def _set_timer(self, not_before: float = 0.0) -> None:
         if self._timer is None and self._undecided:
             oldest = next(iter(self._undecided.values()))
             when = oldest.came + self._owner.silence_seconds()
-            self._timer = self._loop.call_at(when, self._on_timer)
+            self._timer = self._loop.call_at(max(when, not_before), self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
         latest = self._loop.now - self._owner.silence_seconds()
-        while self._undecided:
+        for _ in range(min(ACCEPTS_PER_TURN, len(self._undecided))):
             arrival = next(iter(self._undecided.values()))
             if arrival.came > latest:
                 break
             arrival.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
             self._admit(arrival, silent=True)
-        self._set_timer()
+        self._set_timer(self._loop.now + NEXT_TURN_SECONDS)

@@ -163,14 +163,14 @@ class Worker:
         """Return how many connections this worker holds now."""
         return int(self.link is not None)
 
-    def warn(self, kind: str, text: str) -> None:
+    def warn(self, kind: str, text: str, throttle: Throttle | None = None) -> None:
         """Log what went wrong, here and at the host; the same kind again only now and then."""
-        if self.note(text, kind):
+        if self.note(text, kind, throttle):
             self.tell({"type": "warning", "text": text})
 
-    def note(self, text: str, kind: str = "") -> bool:
+    def note(self, text: str, kind: str = "", throttle: Throttle | None = None) -> bool:
         """Log what the host is told by another message; return whether it was said."""
-        missed = self._throttle.admit(kind or text, self.loop.now)
+        missed = (throttle or self._throttle).admit(kind or text, self.loop.now)
         if missed is None:
             return False
         more = f" ({missed} more times since the last line)" if missed else ""

@@ -2,6 +2,10 @@
 
 Each claim is a small state machine in the loop, with one deadline from its first byte to
 WELCOME. Nothing that it says changes anything before its PROOF is right.
+
+Until its preface is whole and right, a claim is a stranger's. Those have places of their own
+and crowd each other out at random; who holds the key is among them only for as long as his
+44 bytes are on the way, and is never one of those who wait for a late answer.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+from itertools import islice
 from typing import TYPE_CHECKING, Final, Protocol
 
 from loguru import logger
@@ -29,6 +34,8 @@ from tunneltcp.protocol.handshake import (
 )
 from tunneltcp.protocol.messages import Hello, RefusedCode, encode_refused
 from tunneltcp.protocol.preface import PREFACE_BYTES, VERSION, parse_preface
+from tunneltcp.workers.penalties import Penalties
+from tunneltcp.workers.replays import Replays
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +48,11 @@ __all__ = ["AGENT", "Claim", "ClaimOwner", "Claims"]
 
 AGENT: Final = f"tunneltcp/{__version__}"
 MAX_CLAIMS: Final = 16
-"""Handshakes at the same time; a client has at most four. Beyond, the oldest goes."""
+"""Handshakes behind a right preface at the same time; a client has at most four. Beyond, the
+oldest goes."""
+MAX_STRANGERS: Final = 64
+"""Claims without a right preface, those included whose answer is late. Beyond, a random one
+goes: who floods the port cannot choose whom he throws out."""
 
 
 class ClaimOwner(Protocol):
@@ -73,6 +84,8 @@ class Claim:
         self._timer: Timer = loop.call_later(HANDSHAKE_SECONDS, self._on_deadline)
         loop.register(sock.fileno(), READ, self._on_preface)
         self.is_open = True
+        self.is_stranger = True
+        """Whether no right preface has come yet."""
 
     @property
     def is_proven(self) -> bool:
@@ -93,7 +106,13 @@ class Claim:
         return self._handshake.key
 
     def _on_deadline(self) -> None:
+        if self.is_stranger:
+            self._claims.penalties.fail(self._peer, self._loop.now)
         self.end("it took too long over the handshake")
+
+    def begin(self) -> None:
+        """Look at what is there already: usually all of the preface."""
+        self._on_preface(READ)
 
     def _on_preface(self, events: int) -> None:
         """Read 44 bytes and not one more: what follows may be TLS."""
@@ -155,11 +174,14 @@ class Claim:
             self.end(str(error))
             return
         self._write(handshake.data_to_send())
+        if handshake.is_proven:
+            self._claims.penalties.lift(self._peer)
         if handshake.is_proven and self.hello.probe:
             self.refuse(RefusedCode.PROBED)
         elif handshake.is_proven:
             self._claims.owner.on_proven(self)
         elif handshake.stage is Stage.REFUSED:
+            self._claims.penalties.fail(self._peer, self._loop.now)
             # Its preface was made with our key.
             self.end(claim_trouble("version" if handshake.hello is None else "proof"))
 
@@ -185,14 +207,36 @@ class Claim:
             reason = claim_trouble("far")
         elif preface.key is None or preface.port != self._claims.port:
             code = RefusedCode.DENIED
+        elif not self._claims.replays.take(preface.nonce):
+            code = RefusedCode.DENIED
+            reason = "its preface was used before: somebody plays back what he recorded"
         elif preface.version != VERSION:
             code = RefusedCode.VERSION
         elif preface.tls != (self._claims.tls is not None):
             code = RefusedCode.TLS
+        if code is RefusedCode.DENIED:
+            self._deny(reason or claim_trouble(code.value))
+            return False
+        self._claims.trust(self)
         if code is not None:
             self._write(encode_refused(code))
-            self.end(reason or claim_trouble(code.value))
+            self.end(claim_trouble(code.value))
         return code is None
+
+    def _deny(self, reason: str) -> None:
+        """Refuse a stranger; the answer of one who fails again and again comes late."""
+
+        def answer() -> None:
+            if self.is_open:
+                self._write(encode_refused(RefusedCode.DENIED))
+                self.end(reason)
+
+        delay = self._claims.penalties.fail(self._peer, self._loop.now)
+        if not delay:
+            answer()
+            return
+        self._loop.modify(self._sock.fileno(), 0, lambda _events: self.end(reason))
+        self._loop.call_later(delay, answer)
 
     def _write(self, data: bytes) -> None:
         # A few hundred bytes into an empty socket: what does not fit never will.
@@ -249,6 +293,7 @@ class Claims:
         *,
         near_only: bool = False,
         tls: ServerTls | None = None,
+        nonces: memoryview,
     ) -> None:
         self._loop = loop
         self.port = port
@@ -257,10 +302,14 @@ class Claims:
         """Whether links are taken from this machine alone."""
         self.tls = tls
         self.owner = owner
+        self.penalties = Penalties()
+        self.replays = Replays(nonces)
+        self._strangers: dict[Claim, None] = {}
         self._open: dict[Claim, None] = {}
+        """Those with a right preface."""
 
     def __len__(self) -> int:
-        return len(self._open)
+        return len(self._strangers) + len(self._open)
 
     def renew_tls(self, fd: int) -> None:
         """Show another certificate from now on; handshakes that run keep theirs."""
@@ -271,23 +320,35 @@ class Claims:
 
     def add(self, sock: socket.socket, address: object) -> None:
         """A connection begins like a link."""
+        if len(self._strangers) >= MAX_STRANGERS:
+            number = int.from_bytes(os.urandom(4), "big") % MAX_STRANGERS
+            next(islice(self._strangers, number, None)).end("newer ones need its place")
+        claim = Claim(self, self._loop, sock, address)
+        self._strangers[claim] = None
+        claim.begin()
+
+    def trust(self, claim: Claim) -> None:
+        """The claim has a right preface: nobody without one can throw it out."""
+        claim.is_stranger = False
+        del self._strangers[claim]
         if len(self._open) >= MAX_CLAIMS:
             next(iter(self._open)).end("newer handshakes need its place")
-        self._open[Claim(self, self._loop, sock, address)] = None
+        self._open[claim] = None
 
     def forget(self, claim: Claim) -> None:
         """The claim is over, either way."""
+        self._strangers.pop(claim, None)
         self._open.pop(claim, None)
 
     def change_keys(self, keys: tuple[bytes, ...]) -> None:
         """Take others from now on; whose handshake began before begins again."""
         self.keys = keys
-        for claim in list(self._open):
+        for claim in [*self._strangers, *self._open]:
             claim.end("the keys changed meanwhile")
 
     def close(self) -> None:
         """End all of them; who has proven that it holds the key is told why."""
-        for claim in list(self._open):
+        for claim in [*self._strangers, *self._open]:
             if claim.is_proven:
                 claim.refuse(RefusedCode.DRAINING)
             claim.end("the worker leaves")

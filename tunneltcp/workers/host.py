@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from loguru import logger
 
 from tunneltcp.control.codec import decode_message, encode_message
-from tunneltcp.control.context import MEMORY_BYTES, RECORDS_BYTES
+from tunneltcp.control.context import MEMORY_BYTES, NONCES_BYTES, RECORDS_BYTES
 from tunneltcp.control.counters import map_counters
 from tunneltcp.errors import ControlChannelError
 from tunneltcp.net.loop import READ
@@ -71,7 +71,11 @@ class MasterHost:
         """Map what the master made; a worker before us may have left something in it."""
         context = self._context
         return TunnelMemory(
-            context.memory_fd, MEMORY_BYTES, RECORDS_BYTES, context.budget_bytes
+            context.memory_fd,
+            MEMORY_BYTES,
+            RECORDS_BYTES,
+            context.budget_bytes,
+            nonces_bytes=NONCES_BYTES,
         )
 
     def map_counters(self) -> memoryview:

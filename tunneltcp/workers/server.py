@@ -7,6 +7,7 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 from tunneltcp.control.counters import Counter
+from tunneltcp.log import Throttle
 from tunneltcp.net.address import format_address, local_address, pack_address
 from tunneltcp.net.sockopt import cookie
 from tunneltcp.net.tls import server_tls
@@ -30,6 +31,8 @@ __all__ = ["ServerWorker"]
 
 OWNER_SECONDS: Final = 2.0
 """How long the owner of the port has to show that it lives, when another claims it."""
+MAX_REFUSALS: Final = 256
+"""Lines about links that were refused, in ten minutes: a stranger may have many addresses."""
 JUDGE_SECONDS: Final = 0.05
 """How often it is looked whether it has."""
 
@@ -50,6 +53,7 @@ class ServerWorker(Worker):
             self,
             near_only=context.near_links_only,
             tls=server_tls(context.certificate_fd) if context.tls else None,
+            nonces=self.memory.nonces,
         )
         self._relays: dict[Relay, Visitor] = {}
         """Who is here, in the order in which they came."""
@@ -61,6 +65,8 @@ class ServerWorker(Worker):
         self._owner = ""
         """Its address."""
         self._client_drains = False
+        self._refusals = Throttle()
+        self._refusals.max_new = MAX_REFUSALS
 
     def start(self) -> None:
         """Begin to accept: from now on, whoever comes is served or held."""
@@ -102,7 +108,9 @@ class ServerWorker(Worker):
 
     def on_visitor(self, sock: socket.socket, address: object, *, silent: bool) -> None:
         """A visitor: open a stream, or hold it until there is a link."""
-        if self.draining or len(self._relays) >= self.context.max_visitors:
+        # Those whom the client has not let go of yet count: they are still its work.
+        here = len(self._relays) + len(self.session.resetting)
+        if self.draining or here >= self.context.max_visitors:
             sock.close()
             self.warn("max_visitors", "max_visitors are here already: another was reset")
             return
@@ -290,7 +298,8 @@ class ServerWorker(Worker):
     def on_refused(self, address: str, reason: str) -> None:
         """A claim came to nothing."""
         host = address.rpartition(":")[0]
-        self.warn(f"link from {host}: {reason}", f"no link from {host}: {reason}")
+        kind = f"link from {host}: {reason}"
+        self.warn(kind, f"no link from {host}: {reason}", self._refusals)
 
     def on_open(self, link: Link, stream: Stream, addresses: bytes) -> Endpoint:
         """Never called: only a server opens, and its session refuses OPEN."""

@@ -246,6 +246,16 @@ def test_throttle_lets_a_burst_through():
     assert [throttle.admit("a", 0.0) for _ in range(5)] == [0, 0, 0, None, None]
 
 
+def test_throttle_lets_only_so_many_new_kinds_through_in_a_period():
+    """A stranger with many addresses does not fill the log."""
+    throttle = Throttle(every_seconds=60)
+    throttle.max_new = 3
+    said = [throttle.admit(kind, 5.0) for kind in range(10)]
+    assert said == [0, 0, 0] + [None] * 7
+    assert throttle.admit(99, 59.0) is None
+    assert throttle.admit(99, 61.0) == 0
+
+
 def test_throttle_forgets_the_kind_not_seen_for_longest():
     throttle = Throttle(max_kinds=2)
     for kind in "ab":

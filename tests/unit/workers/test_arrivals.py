@@ -270,6 +270,19 @@ class TestBound:
         bench.settle()
         assert len(bench.owner.visitors) == module.ACCEPTS_PER_TURN * 2 + 5
 
+    def test_a_crowd_that_has_been_silent_becomes_visitors_in_turns(self, bench):
+        bench.owner.silence = 10.0
+        for _ in range(module.ACCEPTS_PER_TURN * 3):
+            bench.come()
+        bench.settle()
+        bench.owner.silence = 0.0
+        bench.arrivals.recheck()
+        for turn in range(1, 4):
+            bench.clock.advance(0.001)
+            bench.stepper.turn()
+            assert len(bench.owner.visitors) == turn * module.ACCEPTS_PER_TURN
+        assert len(bench.owner.visitors) == module.ACCEPTS_PER_TURN * 3
+
 
 class TestClose:
     def test_refuses_who_comes_and_resets_who_is_undecided(self, bench):
@@ -349,6 +362,32 @@ class TestNoDescriptors:
             bench.settle()
             bench.pass_time(1.5)
             assert len(bench.owner.links) == 1
+
+    def test_the_silent_go_first_one_for_each_that_comes(self, bench):
+        """While there is no link they stay undecided; those in the queue are looked at."""
+        bench.owner.silence = 10.0
+        silent = [bench.come() for _ in range(5)]
+        bench.settle()
+        late = [bench.come() for _ in range(10)]
+        bench.come(MAGIC)
+        with no_descriptors():
+            bench.settle()
+            bench.pass_time(0.2)
+            assert len(bench.owner.links) == 1
+            gone = sum(peer.end == "rst" for peer in silent + late)
+            assert gone == 11 == bench.owner.shed
+            assert len(bench.arrivals) == 4
+            assert not spins(bench.loop)
+
+    def test_nobody_goes_when_nobody_comes(self, bench):
+        """The kernel says that there is no descriptor before it looks into the queue."""
+        bench.owner.silence = 10.0
+        silent = [bench.come() for _ in range(3)]
+        with no_descriptors(left=3):
+            bench.settle()
+            bench.pass_time(1.0)
+            assert len(bench.arrivals) == 3
+            assert not any(peer.end for peer in silent)
 
     def test_one_who_goes_away_gives_the_reserve_back(self, bench):
         bench.owner.silence = 10.0

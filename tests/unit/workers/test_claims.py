@@ -7,13 +7,15 @@ import secrets
 import orjson
 import pytest
 
+from tests.support.fake_peer import FakePeer, tcp_pair
 from tests.support.loop_stepper import spins
 from tunneltcp.control.counters import Counter
 from tunneltcp.protocol.frames import FrameType
 from tunneltcp.protocol.handshake import Stage
 from tunneltcp.protocol.messages import RefusedCode
 from tunneltcp.protocol.preface import MAGIC, make_preface, port_key
-from tunneltcp.workers.claims import MAX_CLAIMS
+from tunneltcp.workers.claims import MAX_CLAIMS, MAX_STRANGERS
+from tunneltcp.workers.penalties import MAX_DELAY_SECONDS
 
 
 @pytest.fixture
@@ -210,6 +212,149 @@ class TestBound:
             refused_in_clear(world, server, MAGIC + bytes(36))
         raw = world.linked_client(server.port)
         assert raw.is_up
+
+
+class TestStrangers:
+    """Who has not sent a right preface."""
+
+    def test_at_64_a_random_one_goes(self, world, server):
+        peers = []
+        for number in range(MAX_STRANGERS + 30):
+            peers.append(world.visitor(server.port, MAGIC))
+            world.until(
+                lambda n=number: len(server.worker._claims) == min(n + 1, MAX_STRANGERS)
+            )
+        world.settle()
+        gone = [index for index, peer in enumerate(peers) if peer.end]
+        assert len(gone) == 30
+        assert gone != list(range(30)), "not the oldest"
+        assert MAX_STRANGERS == 64
+
+    def test_they_throw_out_nobody_who_holds_the_key(self, world, server):
+        claims = [world.raw_client(server.port, proves=False) for _ in range(MAX_CLAIMS)]
+        world.until(lambda: all(claim.stage is Stage.CHALLENGED for claim in claims))
+        for _ in range(2 * MAX_STRANGERS):
+            world.visitor(server.port, MAGIC)
+            world.settle(2)
+        assert not any(claim.end for claim in claims)
+        late = world.raw_client(server.port)
+        world.until(lambda: late.is_up, "WELCOME")
+
+    def test_a_whole_preface_is_looked_at_at_once(self, world, server):
+        """However many others come in the same turn."""
+        raw = world.raw_client(server.port, proves=False)
+        for _ in range(4 * MAX_STRANGERS):
+            world.visitor(server.port, MAGIC)
+        world.until(lambda: raw.stage is Stage.CHALLENGED or raw.end)
+        assert not raw.end
+
+    def test_a_preface_is_good_once(self, world, server):
+        raw = world.raw_client(server.port, proves=False)
+        world.until(lambda: raw.stage is Stage.CHALLENGED)
+        assert refused_again(world, server, raw.first[:44]) == "denied"
+        raw.prove()
+        world.until(lambda: raw.is_up)
+
+    def test_a_successor_does_not_take_it_either(self, world, server):
+        raw = world.raw_client(server.port, proves=False)
+        world.until(lambda: raw.stage is Stage.CHALLENGED)
+        server.worker.memory.clear()  # what a successor begins with
+        assert refused_again(world, server, raw.first[:44]) == "denied"
+
+    def test_one_that_is_refused_for_something_else_is_used_up_too(self, world, server):
+        key = port_key("", server.port)
+        preface = make_preface(key, server.port, bytes(16), tls=True)
+        assert refused_in_clear(world, server, preface) == "tls"
+        assert refused_in_clear(world, server, preface) == "denied"
+
+
+def refused_again(world, server, first):
+    peer = world.visitor(server.port, first)
+    world.until(lambda: peer.end)
+    return message_in(bytes(peer.received))["code"]
+
+
+class TestPenalty:
+    """Claims from an address of the Internet, put in by hand: tests are all on loopback."""
+
+    ADDRESS = ("198.51.100.7", 40_000)
+
+    def claim(self, world, server, data, address=ADDRESS):
+        one, other = tcp_pair()
+        peer = FakePeer(one)
+        world._play(peer)
+        peer.send(data)
+        server.worker._claims.add(other, address)
+        world.settle()
+        return peer
+
+    def fail_often(self, world, server):
+        for _ in range(4):
+            assert self.claim(world, server, MAGIC + bytes(36)).end == "fin"
+
+    def test_answers_come_late_after_some_failures(self, world, server):
+        self.fail_often(world, server)
+        late = self.claim(world, server, MAGIC + bytes(36))
+        world.pass_time(MAX_DELAY_SECONDS - 0.1)
+        assert not late.end
+        assert not late.received
+        assert not spins(server.loop)
+        world.pass_time(0.2)
+        world.until(lambda: late.end)
+        assert message_in(bytes(late.received))["code"] == "denied"
+        assert len(server.worker._claims) == 0
+
+    def test_one_who_does_not_wait_for_his_answer_leaves_nothing(self, world, server):
+        self.fail_often(world, server)
+        late = self.claim(world, server, MAGIC + bytes(36))
+        late.reset()
+        world.until(lambda: len(server.worker._claims) == 0)
+        late = self.claim(world, server, MAGIC + bytes(3000))
+        late.finish()
+        world.settle()
+        assert not spins(server.loop)
+        world.pass_time(MAX_DELAY_SECONDS + 0.1)
+        assert len(server.worker._claims) == 0
+
+    def test_those_who_wait_crowd_out_each_other_alone(self, world, server):
+        self.fail_often(world, server)
+        late = [self.claim(world, server, MAGIC + bytes(36)) for _ in range(MAX_STRANGERS + 9)]
+        assert len(server.worker._claims) == MAX_STRANGERS
+        assert sum(bool(peer.end) for peer in late) == 9
+        assert world.linked_client(server.port).is_up
+
+    def test_who_holds_the_key_is_let_in_and_lifts_it(self, world, server):
+        self.fail_often(world, server)
+        key = port_key("", server.port)
+        peer = self.claim(world, server, make_preface(key, server.port, bytes(16)))
+        assert not peer.end
+        raw = world.linked_client(server.port)
+        assert raw.is_up
+        server.worker._claims.penalties.lift(self.ADDRESS)
+        assert self.claim(world, server, MAGIC + bytes(36)).end == "fin"
+
+    def test_a_right_proof_lifts_it(self, world, server):
+        self.fail_often(world, server)
+        raw = world.raw_client(server.port, proves=False)
+        world.until(lambda: raw.stage is Stage.CHALLENGED)
+        (claim,) = server.worker._claims._open
+        claim._peer = self.ADDRESS
+        raw.prove()
+        world.until(lambda: raw.is_up)
+        assert self.claim(world, server, MAGIC + bytes(36)).end == "fin", "at once"
+
+    def test_a_preface_that_never_comes_to_an_end_counts(self, world, server):
+        for _ in range(4):
+            self.claim(world, server, MAGIC)
+        world.pass_time(5.1)
+        assert len(server.worker._claims) == 0
+        late = self.claim(world, server, MAGIC + bytes(36))
+        assert not late.end
+
+    def test_nothing_is_held_against_loopback(self, world, server):
+        for _ in range(10):
+            near = self.claim(world, server, MAGIC + bytes(36), ("127.0.0.1", 1))
+            assert near.end == "fin"
 
 
 def test_nothing_is_held_against_who_never_was_a_link(world, server):

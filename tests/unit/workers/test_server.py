@@ -19,7 +19,7 @@ from tunneltcp.protocol.frames import FrameType
 from tunneltcp.protocol.handshake import Stage
 from tunneltcp.protocol.messages import RefusedCode
 from tunneltcp.protocol.preface import MAGIC, make_preface, port_key
-from tunneltcp.workers.server import OWNER_SECONDS
+from tunneltcp.workers.server import MAX_REFUSALS, OWNER_SECONDS
 
 OTHER_RUN, OTHER_HOST = "77" * 16, "88" * 16
 
@@ -386,6 +386,19 @@ class TestHold:
         raw.send(FrameType.DATA, 1, 0, b"220 hello\r\n")
         world.until(lambda: silent.received == b"220 hello\r\n")
 
+    def test_strangers_with_many_addresses_do_not_fill_the_log(self, world):
+        server = world.server()
+        for number in range(MAX_REFUSALS + 50):
+            server.worker.on_refused(f"[2001:db8::{number:x}]:1", "wrong")
+            if number % 20 == 0:
+                world.settle(1)  # the master reads
+        world.settle()
+        server.worker.on_shed()
+        world.settle()
+        *lines, last = server.told("warning")
+        assert len(lines) == MAX_REFUSALS == 256
+        assert "no descriptor" in last["text"]
+
     def test_no_more_than_max_visitors(self, world):
         server = world.server(max_visitors=3)
         visitors = [world.visitor(server.port, b"hi") for _ in range(3)]
@@ -400,7 +413,12 @@ class TestHold:
         assert not any(visitor.end for visitor in visitors)
         visitors[0].reset()
         world.until(lambda: server.counter(Counter.VISITORS) == 2)
+        world.until(lambda: raw.of(FrameType.RESET))
+        extra = world.visitor(server.port, b"too early")
+        world.until(lambda: extra.end)
+        assert len(opens(raw)) == 3, "the first one is still the client's work"
         raw.reset(1, ResetCode.ANSWER)
+        world.settle()
         world.visitor(server.port, b"again")
         world.until(lambda: len(opens(raw)) == 4)
 

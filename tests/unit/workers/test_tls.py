@@ -185,9 +185,10 @@ class TestServer:
         world.until(lambda: raw.end)
 
     def test_at_16_the_oldest_goes(self, world, server):
-        first = make_preface(port_key("", server.port), server.port, bytes(16), tls=True)
+        key = port_key("", server.port)
         peers = []
-        for _ in range(MAX_CLAIMS + 4):
+        for number in range(MAX_CLAIMS + 4):
+            first = make_preface(key, server.port, bytes([number]) * 16, tls=True)
             peers.append(world.visitor(server.port, first))
             world.until(lambda: len(server.worker._claims))
             world.settle(3)
@@ -205,7 +206,8 @@ class TestServer:
         world.until(lambda: raw.end)
         assert server.worker.link is None
 
-    def test_a_link_is_not_bounded_by_that(self, world, server):
+    def test_a_link_is_not_bounded_by_that(self, world, server, monkeypatch):
+        monkeypatch.setattr("tunneltcp.protocol.glitches.FREE_GLITCHES", 1 << 20)
         raw = raw_client(world, server)
         world.until(lambda: raw.is_up)
         for value in range(5000):
