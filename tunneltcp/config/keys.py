@@ -32,6 +32,8 @@ Kind = Literal[
     "ports",
     "token",
     "tunnels",
+    "clients",
+    "networks",
 ]
 """How a value is read; ``fields.py`` has a method for each."""
 

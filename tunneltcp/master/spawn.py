@@ -104,7 +104,6 @@ def fork_worker(
     try:
         _unmap(maps)
         fds = [context.channel_fd, context.counters_fd, context.memory_fd]
-        fds = [context.channel_fd, context.counters_fd, context.memory_fd]
         fds += [fd for fd in (context.keys_fd, context.certificate_fd) if fd >= 0]
         _begin_child(context.master_pid, (*context.listener_fds, *fds), mask)
         _reopen_standard(context.log_path)
@@ -131,7 +130,7 @@ def _with_keys(context: WorkerContext) -> WorkerContext:
         return context
     keys = read_keys(context.keys_fd)
     os.close(context.keys_fd)
-    return replace(context, keys=keys, keys_fd=-1)
+    return replace(context, keys=tuple(keys), key_clients=keys, keys_fd=-1)
 
 
 def run_helper(

@@ -16,7 +16,7 @@ from loguru import logger
 from tunneltcp import __version__
 from tunneltcp.advice import claim_trouble
 from tunneltcp.errors import RemoteProtocolError
-from tunneltcp.net.address import format_address, is_near
+from tunneltcp.net.address import format_address
 from tunneltcp.net.loop import READ
 from tunneltcp.net.sockopt import prepare_link
 from tunneltcp.net.tls import TlsConnection, server_tls
@@ -31,7 +31,7 @@ from tunneltcp.protocol.messages import Hello, RefusedCode, encode_refused
 from tunneltcp.protocol.preface import PREFACE_BYTES, VERSION, parse_preface
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from tunneltcp.net.loop import Loop, Timer
     from tunneltcp.net.tls import ServerTls
@@ -50,8 +50,11 @@ class ClaimOwner(Protocol):
     def on_proven(self, claim: Claim) -> None:
         """Answer with ``claim.welcome`` or ``claim.refuse``, now or within the deadline."""
 
-    def on_refused(self, address: str, reason: str) -> None:
-        """A claim failed; for the log."""
+    def on_refused(self, address: str, reason: str, client: str) -> None:
+        """A claim failed; for the log. ``client``: its name, if it has proven that."""
+
+    def admits_link(self, address: object) -> str:
+        """Return why no link is taken from an address; empty if one is."""
 
 
 class Claim:
@@ -91,6 +94,11 @@ class Claim:
         """The key that the client has shown to hold; only for a proven one."""
         assert self._handshake is not None, "proven"
         return self._handshake.key
+
+    @property
+    def client(self) -> str:
+        """Name of the client whose key that is, if it has one; only for a proven one."""
+        return self._claims.clients.get(self.key, "")
 
     def _on_deadline(self) -> None:
         self.end("it took too long over the handshake")
@@ -178,11 +186,8 @@ class Claim:
     def _check_preface(self, first: bytes) -> bool:
         preface = parse_preface(first, self._claims.keys)
         code = None
-        reason = ""
-        if self._claims.near_only and not is_near(self._peer):
-            code = RefusedCode.DENIED
-            reason = claim_trouble("far")
-        elif preface.key is None or preface.port != self._claims.port:
+        reason = self._claims.owner.admits_link(self._peer)
+        if reason or preface.key is None or preface.port != self._claims.port:
             code = RefusedCode.DENIED
         elif preface.version != VERSION:
             code = RefusedCode.VERSION
@@ -208,14 +213,20 @@ class Claim:
         self._let_go()
         return handshake.rest
 
-    def refuse(self, code: RefusedCode, holder: str = "") -> None:
-        """Do not take the link."""
+    def refuse(self, code: RefusedCode, holder: str = "", reason: str = "") -> None:
+        """Do not take the link.
+
+        Args:
+            code: What the client is told.
+            holder: Who has the port; told too.
+            reason: For our log, if that is to say more.
+        """
         if not self.is_open:
             return
         assert self._handshake is not None, "proven"
         self._handshake.refuse(code, holder)
         self._write(self._handshake.data_to_send())
-        self.end(claim_trouble(code.value, holder))
+        self.end(reason or claim_trouble(code.value, holder))
 
     def _let_go(self) -> None:
         self.is_open = False
@@ -233,7 +244,8 @@ class Claim:
                 self._sock.recv(MAX_HANDSHAKE_BYTES)
             self.transport.close()
             if reason:
-                self._claims.owner.on_refused(self.address, reason)
+                client = self.client if self.is_proven else ""
+                self._claims.owner.on_refused(self.address, reason, client)
 
 
 class Claims:
@@ -246,14 +258,14 @@ class Claims:
         keys: tuple[bytes, ...],
         owner: ClaimOwner,
         *,
-        near_only: bool = False,
+        clients: Mapping[bytes, str],
         tls: ServerTls | None = None,
     ) -> None:
         self._loop = loop
         self.port = port
         self.keys = keys
-        self.near_only = near_only
-        """Whether links are taken from this machine alone."""
+        self.clients = clients
+        """Whose keys these are, by name."""
         self.tls = tls
         self.owner = owner
         self._open: dict[Claim, None] = {}
@@ -278,9 +290,9 @@ class Claims:
         """The claim is over, either way."""
         self._open.pop(claim, None)
 
-    def change_keys(self, keys: tuple[bytes, ...]) -> None:
+    def change_keys(self, keys: tuple[bytes, ...], clients: Mapping[bytes, str]) -> None:
         """Take others from now on; whose handshake began before begins again."""
-        self.keys = keys
+        self.keys, self.clients = keys, clients
         for claim in list(self._open):
             claim.end("the keys changed meanwhile")
 
