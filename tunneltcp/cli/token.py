@@ -144,7 +144,7 @@ def _print_client(name: str, instance: str | None, run_dir: Path | None) -> None
     answer, problems = _running(instance, run_dir)
     if answer is None:
         fail(ExitCode.CRASH, problems or ["no server runs here"])
-    server, clients = answer["instance"], answer["clients"]
+    server, clients = answer["instance"], answer.get("clients") or []
     client = next((one for one in clients if one["name"] == name), None)
     if client is None:
         names = ", ".join(one["name"] for one in clients) or "none"
@@ -171,8 +171,10 @@ def _find(instance: str | None, run_dir: Path | None, state_dir: Path | None) ->
     if answer is not None:
         if answer["token"] != str(OWN_TOKEN):
             text = f'the token of server "{answer["instance"]}" is in {answer["token"]}'
-            hint = '; "tunneltcp token --client NAME" prints one' if answer["clients"] else ""
-            fail(ExitCode.CRASH, [f"{text}; it is printed and replaced there{hint}"])
+            text += "; it is printed and replaced there"
+            if answer.get("clients"):
+                text += '; "tunneltcp token --client NAME" prints one'
+            fail(ExitCode.CRASH, [text])
         return _Server(
             name=answer["instance"],
             state=Path(answer["state_dir"]),

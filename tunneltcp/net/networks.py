@@ -13,6 +13,9 @@ __all__ = ["NEAR", "Networks"]
 NEAR: Final = ("127.0.0.0/8", "::1/128")
 """The networks of this machine alone."""
 
+_MAPPED: Final = bytes(10) + b"\xff\xff"
+"""How an IPv4-mapped address begins."""
+
 _Rule = tuple[int, int, int]
 """Bytes of an address, its bits that count, and what they must be."""
 
@@ -54,9 +57,11 @@ def _is_in(address: bytes, rules: Sequence[_Rule]) -> bool:
 
 def _rule(network: str) -> _Rule:
     host, _, length = network.partition("/")
-    address = _packed(host)
+    address, ones = _inet(host), int(length or -1)
+    if _is_mapped(address) and (ones >= 96 or not length):
+        address, ones = address[12:], ones - 96
     size = len(address)
-    ones = int(length) if length else 8 * size
+    ones = ones if length else 8 * size
     if not 0 <= ones <= 8 * size:
         raise ValueError(f"{network} is no network")
     mask = ((1 << ones) - 1) << (8 * size - ones)
@@ -64,9 +69,16 @@ def _rule(network: str) -> _Rule:
 
 
 def _packed(host: str) -> bytes:
+    address = _inet(host)
+    return address[12:] if _is_mapped(address) else address
+
+
+def _is_mapped(address: bytes) -> bool:
+    return len(address) == 16 and address.startswith(_MAPPED)
+
+
+def _inet(host: str) -> bytes:
     bare = host.partition("%")[0]
-    if bare.startswith("::ffff:") and "." in bare:
-        bare = bare[7:]
     family = socket.AF_INET6 if ":" in bare else socket.AF_INET
     try:
         return socket.inet_pton(family, bare)
