@@ -226,7 +226,7 @@ class Claim:
         assert self._handshake is not None, "proven"
         self._handshake.refuse(code, holder)
         self._write(self._handshake.data_to_send())
-        self.end(reason or claim_trouble(code.value, holder))
+        self.end(reason or claim_trouble(code.value, holder), self.client)
 
     def _let_go(self) -> None:
         self.is_open = False
@@ -234,7 +234,7 @@ class Claim:
         self._loop.unregister(self._sock.fileno())
         self._claims.forget(self)
 
-    def end(self, reason: str) -> None:
+    def end(self, reason: str, client: str = "") -> None:
         """Close, without another word; ``reason`` is empty if nothing is wrong."""
         if self.is_open:
             self._let_go()
@@ -244,7 +244,6 @@ class Claim:
                 self._sock.recv(MAX_HANDSHAKE_BYTES)
             self.transport.close()
             if reason:
-                client = self.client if self.is_proven else ""
                 self._claims.owner.on_refused(self.address, reason, client)
 
 

@@ -97,7 +97,8 @@ def test_what_is_wrong_with_one(entry, problem):
 
 
 def test_more_than_a_list_of_them():
-    for value in (5, None, {}, "laptop"):
+    values: list[object] = [5, None, {}, "laptop"]
+    for value in values:
         with pytest.raises(ConfigError, match="clients: must be a list"):
             build_config({"ports": 1, "clients": value}, "server")
     assert "501 are more than 500" in problems(*[client(f"c{n}") for n in range(501)])
