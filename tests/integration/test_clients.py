@@ -17,6 +17,7 @@ from tests.support.ports import free_ports
 from tests.support.processes import Master, run_tunneltcp, write_token
 from tests.support.sockets import connect, expect_reset, receive_exactly
 from tests.support.wait import wait_until
+from tunneltcp.config.tokens import token_problem
 from tunneltcp.protocol.preface import port_key
 
 if TYPE_CHECKING:
@@ -316,6 +317,11 @@ class TestMistakes:
 
 
 class TestCommands:
+    def test_token_new_prints_one_that_will_do(self) -> None:
+        made = [run_tunneltcp("token", "new").stdout for _ in range(2)]
+        assert made[0] != made[1]
+        assert all(token_problem(token) == "" for token in made)
+
     def test_token_prints_that_of_a_client_and_login_takes_it(self, town: Town) -> None:
         one, two, _ = town.ports
         town.ports.pop()

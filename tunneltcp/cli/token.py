@@ -14,7 +14,7 @@ from tunneltcp.config.fields import shown
 from tunneltcp.config.state import state_base
 from tunneltcp.config.token_files import own_tokens, retire_token, rotate_token
 from tunneltcp.config.token_reader import TokenReader
-from tunneltcp.config.tokens import OWN_TOKEN, TokenPlace
+from tunneltcp.config.tokens import OWN_TOKEN, TokenPlace, new_token
 from tunneltcp.errors import ConfigError, ExitCode, TunnelError
 
 if TYPE_CHECKING:
@@ -78,6 +78,12 @@ def token_command(
         old = "the one before it is good until: tunneltcp token retire"
         print(f"tunneltcp: {old}", file=sys.stderr)
     print(tokens[0])
+
+
+@token_command.command("new")
+def _new() -> None:
+    """Print a fresh token, for a client in a config; nothing is kept or changed."""
+    print(new_token())
 
 
 @token_command.command("rotate")
