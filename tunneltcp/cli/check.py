@@ -10,6 +10,7 @@ import click
 import orjson
 
 from tunneltcp.cli.ask import fail
+from tunneltcp.config.clients import CLIENT_SETTINGS
 from tunneltcp.config.load import build_config, read_document, shown_path
 from tunneltcp.config.model import PORTS, TOP_SETTINGS, TUNNEL_SETTINGS
 from tunneltcp.config.token_files import place_warning
@@ -207,6 +208,11 @@ def _config_as_json(verdict: _Verdict) -> dict[str, Any]:
     }
     if verdict.needs_server:
         top["server"] = None
+    if verdict.role == "server":
+        top["clients"] = [
+            {one.key.name: getattr(client, one.field) for one in CLIENT_SETTINGS}
+            for client in config.clients
+        ]
     tunnels = [
         {
             one.key.name: _json_value(tunnel, one)

@@ -158,7 +158,7 @@ def run_master(
         if role is Role.CLIENT and config.tls:
             prepare_tls(config.verify)
         places = [place for place in config.token_places if place.kind == "variable"]
-        move_out([place.where for place in places], secrets)
+        move_out(dict.fromkeys(place.where for place in places), secrets)
         folders = find_folders(instance, state=state_dir, run=run_dir, log=log_dir)
         states = token_states(role, folders.state)
         master = Master(

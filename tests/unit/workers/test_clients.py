@@ -12,6 +12,7 @@ from tunneltcp.control.keys import pack_keys
 from tunneltcp.protocol.frames import FrameType
 from tunneltcp.protocol.messages import RefusedCode
 from tunneltcp.protocol.preface import port_key
+from tunneltcp.workers.doors import FOREIGN
 from tunneltcp.workers.server import OWNER_SECONDS
 
 TOKENS = {"new": "laptop", "old": "laptop", "d": "desk"}
@@ -237,6 +238,13 @@ class TestNetworks:
         assert any("no link is taken from its network" in text for text in said)
         assert server.counter(Counter.LINKS_REFUSED) == 3
         assert server.counter(Counter.VISITORS_REFUSED) == 3
+
+    def test_who_comes_from_many_addresses_is_still_told_of_once(self, world, server):
+        for number in range(20):
+            server.worker.on_refused(f"10.0.0.{number}:1", FOREIGN, "")
+        world.settle()
+        assert len(server.told("warning")) == 1
+        assert server.counter(Counter.LINKS_REFUSED) == 20
 
     def test_others_by_a_message(self, world):
         server = self.server(world)
