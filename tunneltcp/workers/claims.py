@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from tunneltcp.net.loop import Loop, Timer
     from tunneltcp.net.tls import ServerTls
     from tunneltcp.net.transport import Transport
+    from tunneltcp.workers.doors import Doors
 
 __all__ = ["AGENT", "Claim", "ClaimOwner", "Claims"]
 
@@ -52,9 +53,6 @@ class ClaimOwner(Protocol):
 
     def on_refused(self, address: str, reason: str, client: str) -> None:
         """A claim failed; for the log. ``client``: its name, if it has proven that."""
-
-    def admits_link(self, address: object) -> str:
-        """Return why no link is taken from an address; empty if one is."""
 
 
 class Claim:
@@ -186,7 +184,7 @@ class Claim:
     def _check_preface(self, first: bytes) -> bool:
         preface = parse_preface(first, self._claims.keys)
         code = None
-        reason = self._claims.owner.admits_link(self._peer)
+        reason = self._claims.doors.link_trouble(self._peer)
         if reason or preface.key is None or preface.port != self._claims.port:
             code = RefusedCode.DENIED
         elif preface.version != VERSION:
@@ -258,6 +256,7 @@ class Claims:
         owner: ClaimOwner,
         *,
         clients: Mapping[bytes, str],
+        doors: Doors,
         tls: ServerTls | None = None,
     ) -> None:
         self._loop = loop
@@ -265,6 +264,7 @@ class Claims:
         self.keys = keys
         self.clients = clients
         """Whose keys these are, by name."""
+        self.doors = doors
         self.tls = tls
         self.owner = owner
         self._open: dict[Claim, None] = {}

@@ -26,10 +26,14 @@ class Doors:
     """
 
     def __init__(self, networks: AllowedNetworks, *, near_only: bool) -> None:
-        allow = (*NEAR, *networks.allow) if near_only else networks.allow
+        self._near_only = near_only
+        self.change(networks)
+
+    def change(self, networks: AllowedNetworks) -> None:
+        """Go by these from now on."""
+        allow = (*NEAR, *networks.allow) if self._near_only else networks.allow
         self._links = Networks(allow, networks.deny)
         self._visitors = Networks(networks.visitors_allow, networks.visitors_deny)
-        self._link_trouble = FAR if near_only else FOREIGN
 
     def admits_visitor(self, address: object) -> bool:
         """Say whether a visitor may come from there."""
@@ -37,7 +41,7 @@ class Doors:
 
     def link_trouble(self, address: object) -> str:
         """Return why no link may come from there; empty if one may."""
-        return "" if self._links.admits(_host(address)) else self._link_trouble
+        return "" if self._links.admits(_host(address)) else FAR if self._near_only else FOREIGN
 
 
 def _host(address: object) -> str:

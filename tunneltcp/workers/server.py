@@ -53,6 +53,7 @@ class ServerWorker(Worker):
             self.keys,
             self,
             clients=self.key_clients,
+            doors=self._doors,
             tls=server_tls(context.certificate_fd) if context.tls else None,
         )
         self._relays: dict[Relay, Visitor] = {}
@@ -96,10 +97,6 @@ class ServerWorker(Worker):
     def _can_open(self) -> bool:
         return self.link is not None and not self.link.is_doubted and not self._client_drains
 
-    def admits_link(self, address: object) -> str:
-        """Return why no link is taken from an address; empty if one is."""
-        return self._doors.link_trouble(address)
-
     def _handle_message(self, message: dict[str, Any]) -> None:
         if message.get("type") == "networks":
             self._take_networks(message)
@@ -108,8 +105,8 @@ class ServerWorker(Worker):
 
     def _take_networks(self, message: dict[str, Any]) -> None:
         """Other networks are good: who is from one that is not has to go now."""
-        networks = AllowedNetworks(**{k: tuple(v) for k, v in message["networks"].items()})
-        self._doors = Doors(networks, near_only=self.context.near_links_only)
+        networks = {name: tuple(found) for name, found in message["networks"].items()}
+        self._doors.change(AllowedNetworks(**networks))
         for visitor in self.all_visitors():
             if not self._doors.admits_visitor(visitor.address):
                 self.kick(visitor)
