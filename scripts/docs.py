@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from tunneltcp.config.clients import CLIENT_SETTINGS
 from tunneltcp.config.load import MAX_FILE_BYTES
 from tunneltcp.config.model import PORTS, TOP_SETTINGS, TUNNEL_SETTINGS
 
@@ -56,6 +57,18 @@ EXAMPLES: Final = (
   "tunnels": [{ "remote_port": 60003, "name": "shop", "max_visitors": 200 }],
   "access_log": true,
   "drain": 8
+}""",
+    ),
+    Example(
+        title="A server with two clients, which visitors reach through a proxy beside it",
+        roles=("server",),
+        text="""{
+  "ports": "60001-60010",
+  "clients": [
+    { "name": "laptop", "token": { "file": "/etc/tunneltcp/laptop" }, "ports": "60001-60005" },
+    { "name": "desk", "token": { "env": "DESK_TOKEN" }, "ports": [60006, "60008-60010"] }
+  ],
+  "visitors_allow": ["127.0.0.1", "::1"]
 }""",
     ),
     Example(
@@ -114,6 +127,7 @@ def render() -> str:
     top = [(one.key, one.default) for one in TOP_SETTINGS]
     top.insert(1, (PORTS, None))
     tunnel = [(one.key, one.default) for one in TUNNEL_SETTINGS]
+    client = [(one.key, one.default) for one in CLIENT_SETTINGS]
     parts = [
         _HEAD,
         "## Keys at the top\n",
@@ -122,6 +136,9 @@ def render() -> str:
         "otherwise.\n",
         "## Keys of a tunnel\n",
         _table(tunnel),
+        "## Keys of a client\n",
+        "One of `clients`, on a server:\n",
+        _table(client),
         "## Examples\n",
     ]
     for example in EXAMPLES:
@@ -156,6 +173,8 @@ def _values(key: Key) -> str:
         "ports": "ports and ranges",
         "token": 'a text, `{"file": ...}` or `{"env": ...}`',
         "tunnels": "a list of objects",
+        "clients": "a list of objects",
+        "networks": "an address, a network such as `10.0.0.0/8`, or a list of such",
     }[key.kind]
 
 

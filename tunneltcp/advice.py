@@ -120,7 +120,7 @@ _LINK = {
     Trouble.DENIED: (
         "the server at {where} does not accept our token for port {port}: say it again with "
         '"tunneltcp login" (on the server, "tunneltcp token" prints it), and give both sides '
-        'the same remote_port and the same "auth"'
+        'the same remote_port and the same "auth"; its "clients" may give this port to another'
     ),
     Trouble.VERSION: (
         "the server at {where} speaks another version of the protocol: install the same "
@@ -193,10 +193,14 @@ def spoken(data: bytes) -> str:
 
 
 _CLAIM = {
+    "network": (
+        'no link is taken from its network: "allow" and "deny" in this server\'s config say '
+        "from where one is"
+    ),
     "probed": "",
     "denied": (
-        "it does not hold our token: it has to log in again (tunneltcp login), dials the "
-        "wrong port, or is none of ours"
+        "it does not hold our token for this port: it has to log in again (tunneltcp login), "
+        "dials the port of another client, or is none of ours"
     ),
     "proof": (
         "it began as who holds our token, but its proof is not for this connection: somebody "
@@ -204,8 +208,8 @@ _CLAIM = {
         "recorded; look at what is on the way"
     ),
     "far": (
-        'with "auth": "none" links are only taken from this machine: remove that setting on '
-        "both sides, and log in there (tunneltcp login)"
+        'with "auth": "none" links are only taken from this machine, or where "allow" says: '
+        "remove that setting on both sides, and log in there (tunneltcp login)"
     ),
     "version": (
         "it speaks another version of the protocol: install the same version of "
@@ -214,20 +218,22 @@ _CLAIM = {
     "tls": "it wants TLS and this server has none: set it alike on both sides",
     "draining": "this server is stopping",
     "in_use": (
-        "the client at {holder} holds this port and is alive; stop one of the two, or "
+        "the client{name} at {holder} holds this port and is alive; stop one of the two, or "
         "give it a port of its own"
     ),
 }
 
 
-def claim_trouble(code: str, holder: str = "") -> str:
+def claim_trouble(code: str, holder: str = "", name: str = "") -> str:
     """Say on the server why a client was refused.
 
     Args:
         code: What REFUSED told it, or what we know better.
         holder: Address of the client that has the port, if that is the reason.
+        name: Its name, if it has one.
     """
-    return _CLAIM.get(code, "refused: {code}").format(code=code, holder=holder)
+    text = _CLAIM.get(code, "refused: {code}")
+    return text.format(code=code, holder=holder, name=f" {name}" if name else "")
 
 
 _TARGET = {

@@ -98,7 +98,8 @@ def _server_lines(master: Master, file: Path | None) -> list[str]:
         host, where = specific[0], "where your apps are"
     if not lines:
         login = f"  login  tunneltcp login {_bracketed(host)}{_login_port(master)}"
-        lines = [f'{login}   (once, {where}; "tunneltcp token" prints the token)']
+        option = " --client NAME" if master.config.clients else ""
+        lines = [f'{login}   (once, {where}; "tunneltcp token{option}" prints the token)']
         where = "then, there"
     return [*lines, f"  next   {_client_command(master.config, file, host)}   ({where})"]
 

@@ -10,11 +10,13 @@ import click
 import orjson
 
 from tunneltcp.cli.ask import fail
+from tunneltcp.config.clients import CLIENT_SETTINGS
 from tunneltcp.config.load import build_config, read_document, shown_path
 from tunneltcp.config.model import PORTS, TOP_SETTINGS, TUNNEL_SETTINGS
 from tunneltcp.config.token_files import place_warning
 from tunneltcp.config.tokens import TokenPlace
 from tunneltcp.errors import ConfigError, ExitCode
+from tunneltcp.master.requests import ranges
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,7 +30,9 @@ _ROLES: Final[tuple[RoleName, ...]] = ("server", "client")
 _TOP_KEYS: Final = (*(one.key for one in TOP_SETTINGS), PORTS)
 _ANY_SERVER: Final = "localhost"
 """Stands in for a server that will be given on the command line."""
-_SHOWN_APART: Final = ("remote_port", "local_port", "local_host", "name", "tunnels", "server")
+_SHOWN_APART: Final = (
+    *("remote_port", "local_port", "local_host", "name", "tunnels", "server", "clients"),
+)
 """Keys that have a column or a line of their own."""
 
 
@@ -46,7 +50,8 @@ def check_command(file: Path, role: str | None, server: str | None, as_json: boo
         if not fits:
             raise SystemExit(ExitCode.USAGE)
     elif fits:
-        has_token = any(one.config and one.config.token.kind == "config" for one in fits)
+        places = [place for one in fits if one.config for place in one.config.token_places]
+        has_token = any(place.kind == "config" for place in places)
         warning = place_warning(TokenPlace(kind="config", where=str(file)))
         if has_token and warning:
             click.echo(f"tunneltcp: {warning}", err=True)
@@ -124,7 +129,32 @@ def _as_text(file: Path, fits: Sequence[_Verdict]) -> list[str]:
         target = f"{host}:{tunnel.local_port}" if tunnel.local_port else "-"
         settings = _pairs(_differences(tunnel, TUNNEL_SETTINGS))
         rows.append((str(tunnel.remote_port), target, tunnel.name, settings))
+    lines += _columns(rows)
+    for verdict in fits:
+        if verdict.config is not None and verdict.config.clients:
+            lines += _columns(_client_rows(verdict.config))
+    return lines
+
+
+def _client_rows(config: Config) -> list[tuple[str, ...]]:
+    """Return who may be the client of what, and where its token is; never the token."""
+    opened = {tunnel.remote_port for tunnel in config.tunnels}
+    rows: list[tuple[str, ...]] = [("client", "ports", "token", "settings")]
+    for client in config.clients:
+        closed = [port for port in client.ports if port not in opened]
+        notes = ["shared=true"] if client.shared else []
+        notes += [f"(not open: {ranges(closed)})"] if closed else []
+        places = ", ".join(map(_plain, client.tokens))
+        rows.append((client.name, ranges(client.ports), places, " ".join(notes)))
+    named = {port for client in config.clients for port in client.ports}
+    if rest := opened - named:
+        rows.append(("-", ranges(list(rest)), _plain(config.token), ""))
+    return rows
+
+
+def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         lines.append("  ".join(cells).rstrip())
@@ -178,6 +208,11 @@ def _config_as_json(verdict: _Verdict) -> dict[str, Any]:
     }
     if verdict.needs_server:
         top["server"] = None
+    if verdict.role == "server":
+        top["clients"] = [
+            {one.key.name: getattr(client, one.field) for one in CLIENT_SETTINGS}
+            for client in config.clients
+        ]
     tunnels = [
         {
             one.key.name: _json_value(tunnel, one)

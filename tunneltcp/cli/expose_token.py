@@ -57,7 +57,7 @@ class FoundToken:
             secrets = PortSecrets(Role.CLIENT, port_key, self.reader)
             try:
                 secrets.make(config)
-                return read_keys(secrets.keys_fd(port))
+                return tuple(read_keys(secrets.keys_fd(port)))
             finally:
                 secrets.close()
 

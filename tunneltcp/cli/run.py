@@ -161,10 +161,10 @@ def run_master(
         config = read_config(load)
         if role is Role.CLIENT and config.tls:
             prepare_tls(config.verify)
-        if config.token.kind == "variable":
-            move_out([config.token.where], secrets)
+        places = [place for place in config.token_places if place.kind == "variable"]
+        move_out(dict.fromkeys(place.where for place in places), secrets)
         folders = find_folders(instance, state=state_dir, run=run_dir, log=log_dir)
-        places = token_states(role, folders.state)
+        states = token_states(role, folders.state)
         master = Master(
             config,
             role=role,
@@ -173,7 +173,7 @@ def run_master(
             worker_main=run_worker,
             warm_up=warm_up,
             derive_key=port_key,
-            reader=TokenReader(role.value, places, secrets, servers_here),
+            reader=TokenReader(role.value, states, secrets, servers_here),
             announce=lambda master: announce(master, source),
             load_again=load if source else None,
             log_to_stderr=True,

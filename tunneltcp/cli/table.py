@@ -102,21 +102,24 @@ def _tables(answers: Answers, columns: int) -> list[RenderableType]:
 
 def _table(tunnels: Sequence[dict[str, Any]], *, wide: bool) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
-    names = ["port", "target", "state", "link", "visitors", "in", "out", "restarts"]
-    for name in names + (["cpu %", "rss", "name"] if wide else []):
-        text = name in ("target", "state", "link", "name")
+    named = any(tunnel["link"].get("client") for tunnel in tunnels)
+    names = ["port", "target", "state", "link", *(["client"] if named else [])]
+    names += ["visitors", "in", "out", "restarts", *(["cpu %", "rss", "name"] if wide else [])]
+    for name in names:
+        text = name in ("target", "state", "link", "client", "name")
         table.add_column(name, justify="left" if text else "right", no_wrap=True)
     for tunnel in tunnels:
-        table.add_row(*_row(tunnel, wide=wide))
+        table.add_row(*_row(tunnel, wide=wide, named=named))
     return table
 
 
-def _row(tunnel: dict[str, Any], *, wide: bool) -> list[Text]:
+def _row(tunnel: dict[str, Any], *, wide: bool, named: bool) -> list[Text]:
     cells = [
         (str(tunnel["port"]), ""),
         (tunnel["target"] or "", ""),
         (tunnel["state"], _STYLES.get(tunnel["state"], "")),
         _link(tunnel["link"]),
+        *([(tunnel["link"].get("client") or "", "")] if named else []),
         (f"{tunnel['visitors']}/{tunnel['visitors_total']}", ""),
         (show_bytes(tunnel["bytes_in"]), ""),
         (show_bytes(tunnel["bytes_out"]), ""),

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tunneltcp.cli.ask import ask, ask_all, fail, instance_options
+from tunneltcp.config.fields import shown
 from tunneltcp.config.state import state_base
 from tunneltcp.config.token_files import own_tokens, retire_token, rotate_token
-from tunneltcp.config.tokens import OWN_TOKEN
+from tunneltcp.config.token_reader import TokenReader
+from tunneltcp.config.tokens import OWN_TOKEN, TokenPlace, new_token
 from tunneltcp.control.privileges import protect_process
 from tunneltcp.errors import ConfigError, ExitCode, TunnelError
 
@@ -42,12 +44,17 @@ def _server_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @click.group("token", invoke_without_command=True)
+@click.option("--client", metavar="NAME", help="Print the token of one of its clients.")
 @_server_options
 @click.pass_context
 def token_command(
-    context: click.Context, instance: str | None, run_dir: Path | None, state_dir: Path | None
+    context: click.Context,
+    client: str | None,
+    instance: str | None,
+    run_dir: Path | None,
+    state_dir: Path | None,
 ) -> None:
-    """Print the token that a server made for itself.
+    """Print the token that a server made for itself, or that its config has for a client.
 
     It goes to standard output, and whose it is to standard error:
 
@@ -56,7 +63,15 @@ def token_command(
     """  # noqa: D301 - click wants the character
     protect_process()
     if context.invoked_subcommand is not None:
+        if client is not None:
+            text = "a client's token is replaced in the config: give it a list of two"
+            raise click.UsageError(text)
         context.obj = (instance, run_dir, state_dir)
+        return
+    if client is not None:
+        if state_dir is not None:
+            raise click.UsageError("--client asks a server that runs: leave --state-dir out")
+        _print_client(client, instance, run_dir)
         return
     server = _find(instance, run_dir, state_dir)
     tokens = _tokens(server)
@@ -65,6 +80,12 @@ def token_command(
         old = "the one before it is good until: tunneltcp token retire"
         print(f"tunneltcp: {old}", file=sys.stderr)
     print(tokens[0])
+
+
+@token_command.command("new")
+def _new() -> None:
+    """Print a fresh token, for a client in a config; nothing is kept or changed."""
+    print(new_token())
 
 
 @token_command.command("rotate")
@@ -114,20 +135,54 @@ def _options(outer: tuple[Any, ...], inner: dict[str, Any]) -> tuple[Any, Any, A
     return instance, run_dir, state_dir
 
 
-def _find(instance: str | None, run_dir: Path | None, state_dir: Path | None) -> _Server:
-    """Return the server that is meant; leave if its token is not its own."""
-    if state_dir is not None and run_dir is None:
-        return _at_rest(instance or "server", state_dir)
+def _running(
+    instance: str | None, run_dir: Path | None
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """Return the status of the server that is meant, if one runs; or what was wrong."""
     answers, problems = ask_all({"op": "status"}, instance, run_dir)
     servers = [answer for answer in answers if answer["role"] == "server"]
     if len(servers) > 1:
         names = [f"  --run-dir {answer['run_dir']}" for answer in servers]
         fail(ExitCode.USAGE, ["several servers run here; say which one:", *names])
-    if servers:
-        answer = servers[0]
+    return (servers[0] if servers else None), problems
+
+
+def _print_client(name: str, instance: str | None, run_dir: Path | None) -> None:
+    """Print the token of a client from where the config of a running server says it is."""
+    answer, problems = _running(instance, run_dir)
+    if answer is None:
+        fail(ExitCode.CRASH, problems or ["no server runs here"])
+    server, clients = answer["instance"], answer.get("clients") or []
+    client = next((one for one in clients if one["name"] == name), None)
+    if client is None:
+        names = ", ".join(one["name"] for one in clients) or "none"
+        problem = f'server "{server}" has no client {shown(name)}; its clients: {names}'
+        fail(ExitCode.USAGE, [problem])
+    place = TokenPlace(**client["tokens"][0])
+    if place.kind == "variable":
+        where = f'the variable {place.where}, which server "{server}" was started with'
+        fail(ExitCode.CRASH, [f"the token of client {shown(name)} is in {where}"])
+    try:
+        token = TokenReader("server", (), {}).at(place)
+    except ConfigError as error:
+        fail(ExitCode.CRASH, list(error.problems))
+    whose = f'token of client {shown(name)} of server "{server}", kept in {place}'
+    print(f"{whose}; good for port {client['ports']}", file=sys.stderr)
+    print(token)
+
+
+def _find(instance: str | None, run_dir: Path | None, state_dir: Path | None) -> _Server:
+    """Return the server that is meant; leave if its token is not its own."""
+    if state_dir is not None and run_dir is None:
+        return _at_rest(instance or "server", state_dir)
+    answer, problems = _running(instance, run_dir)
+    if answer is not None:
         if answer["token"] != str(OWN_TOKEN):
             text = f'the token of server "{answer["instance"]}" is in {answer["token"]}'
-            fail(ExitCode.CRASH, [f"{text}; it is printed and replaced there"])
+            text += "; it is printed and replaced there"
+            if answer.get("clients"):
+                text += '; "tunneltcp token --client NAME" prints one'
+            fail(ExitCode.CRASH, [text])
         return _Server(
             name=answer["instance"],
             state=Path(answer["state_dir"]),

@@ -33,6 +33,8 @@ Kind = Literal[
     "ports",
     "token",
     "tunnels",
+    "clients",
+    "networks",
 ]
 """How a value is read; ``fields.py`` has a method for each."""
 

@@ -15,9 +15,11 @@ import os
 import re
 import stat
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from tunneltcp.config import fields
+from tunneltcp.config.clients import read_clients, read_token
 from tunneltcp.config.model import (
     DEFAULT_BIND,
     MAX_TUNNELS,
@@ -27,13 +29,14 @@ from tunneltcp.config.model import (
     Config,
     TunnelConfig,
 )
+from tunneltcp.config.networks import read_networks
 from tunneltcp.config.tokens import OWN_TOKEN, TokenPlace, token_problem
 from tunneltcp.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
+    from tunneltcp.config.clients import ClientConfig
     from tunneltcp.config.keys import Key, RoleName, Setting
     from tunneltcp.config.model import LogFormat
 
@@ -55,10 +58,9 @@ _COMMON_SETTINGS: Final = tuple(one for one in TUNNEL_SETTINGS if one.key.for_al
 """Settings of tunnels that may stand at the top, for all of them."""
 _TOP_KEYS: Final = (*(one.key for one in (*TOP_SETTINGS, *_COMMON_SETTINGS)), PORTS)
 _TUNNEL_KEYS: Final = tuple(one.key for one in TUNNEL_SETTINGS)
-_SPECIAL: Final = ("tunnels", "server", "bind", "token")
+_SPECIAL: Final = ("tunnels", "server", "bind", "token", "clients")
 """Fields of the top that are read by functions of their own."""
 _LATER_KEYS: Final = (
-    "clients",
     "crash_safe",
     "max_rss",
     "max_fds",
@@ -83,30 +85,33 @@ def load_config(
     except ConfigError as error:
         name = shown_path(path)
         raise ConfigError([f"{name}: {problem}" for problem in error.problems]) from error
-    config = replace(config, token=_settled(config.token, path))
+    clients = tuple(
+        replace(client, tokens=tuple(place.beside(path) for place in client.tokens))
+        for client in config.clients
+    )
+    config = replace(config, token=config.token.beside(path), clients=clients)
     return config if log_format is None else replace(config, log_format=log_format)
 
 
-def config_token(path: Path) -> str:
+def config_token(place: TokenPlace) -> str:
     """Return the token that a config holds; for short-lived processes alone.
 
     Raises:
         ConfigError: If there is none in it any more.
     """
-    document = read_document(path)
-    token = document.get("token") if isinstance(document, dict) else None
+    path = Path(place.where)
+    entry: Any = read_document(path)
+    if place.client:  # by name: the list may be another one by now
+        clients = entry.get("clients") if isinstance(entry, dict) else None
+        named = (one for one in clients or [] if isinstance(one, dict))
+        entry = next((one for one in named if one.get("name") == place.client), None)
+    token = entry.get("token") if isinstance(entry, dict) else None
+    if isinstance(token, list):
+        token = token[place.index] if place.index < len(token) else None
     if not isinstance(token, str) or token_problem(token):
-        raise ConfigError([f"{shown_path(path)}: token: has gone meanwhile"])
+        whose = f"the token of client {fields.shown(place.client)}" if place.client else "token"
+        raise ConfigError([f"{shown_path(path)}: {whose}: has gone meanwhile"])
     return token.strip()
-
-
-def _settled(token: TokenPlace, path: Path) -> TokenPlace:
-    """Say where it is so that it is found from anywhere: paths are beside the config."""
-    if token.kind == "config":
-        return replace(token, where=str(path.absolute()))
-    if token.kind == "file":
-        return replace(token, where=str(path.absolute().parent / token.where))
-    return token
 
 
 def shown_path(path: Path) -> str:
@@ -206,11 +211,14 @@ def build_config(
         raise ConfigError([f"must be a list of tunnels or an object, not {kind}"])
     top = fields.Fields(document, "", [])
     _check_keys(top, _TOP_KEYS, role)
+    tunnels = _tunnels(top, role)
+    clients = read_clients(top) if role == "server" else ()
     config = Config(
-        tunnels=_tunnels(top, role),
+        tunnels=tunnels,
         server=_server(top, server) if role == "client" else "",
         bind=_bind(top, bind) if role == "server" else DEFAULT_BIND,
-        token=_token(top),
+        token=_token(top, tunnels, clients),
+        clients=clients,
         **{
             one.field: _value(top, one, role, one.default)
             for one in TOP_SETTINGS
@@ -268,6 +276,9 @@ def _value(entry: fields.Fields, one: Setting, role: RoleName, default: Any) -> 
             value = entry.flag_or_path(key.name, default)
         case "choice":
             value = entry.choice(key.name, default, key.choices)
+        case "networks":
+            empty = key.name.endswith("deny")
+            value = read_networks(entry, key.name, default, may_be_empty=empty)
         case "host":
             value = entry.host(key.name, default)
         case "user":
@@ -307,25 +318,19 @@ def _bind(top: fields.Fields, override: Sequence[str]) -> tuple[str, ...]:
     return tuple(addresses)
 
 
-def _token(top: fields.Fields) -> TokenPlace:
-    """Return where the token is; the token itself is looked at and let go, never shown."""
-    value = top.values.get("token")
+def _token(
+    top: fields.Fields, tunnels: Sequence[TunnelConfig], clients: Sequence[ClientConfig]
+) -> TokenPlace:
+    """Return where the token at the top is, the one for ports that no client names."""
     if top.values.get("auth") == "none":
         if "token" in top.values:
             top.problem("token", 'is there, and "auth" is "none": leave one of the two out')
         return TokenPlace(kind="none")
-    if "token" not in top.values:
-        return OWN_TOKEN
-    if isinstance(value, str):
-        if problem := token_problem(value):
-            top.problem("token", problem)
-        return TokenPlace(kind="config")
-    match value:
-        case {"file": str(path), **rest} if path and not rest:
-            return TokenPlace(kind="file", where=path)
-        case {"env": str(name), **rest} if name and name.isprintable() and not rest:
-            return TokenPlace(kind="variable", where=name)
-    top.problem("token", 'must be a text, {"file": "/path"} or {"env": "NAME"}')
+    if "token" in top.values:
+        return read_token(top, "token", top.values["token"])
+    named = {port for client in clients for port in client.ports}
+    if clients and all(tunnel.remote_port in named for tunnel in tunnels):
+        return TokenPlace(kind="clients")
     return OWN_TOKEN
 
 

@@ -9,11 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
+from tunneltcp.config import networks
 from tunneltcp.config.keys import Key, RoleName, Setting, described, settings
 from tunneltcp.config.tokens import OWN_TOKEN, TokenPlace
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+
+    from tunneltcp.config.clients import ClientConfig
 
 __all__ = [
     "DEFAULT_BIND",
@@ -175,6 +179,10 @@ class TunnelConfig:
             for_all=True,
         ),
     )
+    allow: tuple[str, ...] = field(default=(), metadata=networks.ALLOW)
+    deny: tuple[str, ...] = field(default=(), metadata=networks.DENY)
+    visitors_allow: tuple[str, ...] = field(default=(), metadata=networks.VISITORS_ALLOW)
+    visitors_deny: tuple[str, ...] = field(default=(), metadata=networks.VISITORS_DENY)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,12 +242,24 @@ class Config:
             """The secret that both sides share, at least 32 characters; white space around it
             does not count. As it is, or where to find it: `{"file": "/path"}` (a regular file
             that others may not read) or `{"env": "NAME"}` (taken out of the environment at the
-            start). `--token-file`, then `TUNNELTCP_TOKEN`, overrule it.""",
+            start). `--token-file`, then `TUNNELTCP_TOKEN`, overrule it. On a server with
+            `clients` it is good for the ports that none of them names.""",
             default="a server makes one in its state folder; a client has what "
             "`tunneltcp login` kept for its server",
         ),
     )
     """Where it is; a config never holds the token itself."""
+    clients: tuple[ClientConfig, ...] = field(
+        default=(),
+        metadata=described(
+            "clients",
+            "clients",
+            """Clients with a name, a token and ports of their own, as objects with the keys
+            below. Without them whoever has the `token` can be the client of all ports.""",
+            role="server",
+            default="none",
+        ),
+    )
     tls: bool = field(
         default=True,
         metadata=described(
@@ -367,6 +387,13 @@ class Config:
     def certificate(self) -> tuple[Path, Path] | None:
         """Where the configured certificate and its key lie, if there is one."""
         return (self.cert, self.key) if self.cert is not None and self.key is not None else None
+
+    @property
+    def token_places(self) -> Iterator[TokenPlace]:
+        """Wherever tokens are, those of the clients included."""
+        yield self.token
+        for client in self.clients:
+            yield from client.tokens
 
 
 PORTS: Final = Key(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from tunneltcp.config.clients import ClientConfig
 from tunneltcp.config.model import Config, TunnelConfig
 from tunneltcp.config.tokens import TokenPlace
 
@@ -25,15 +26,26 @@ def config_to_plain(config: Config) -> dict[str, Any]:
 def config_from_plain(values: Mapping[str, Any]) -> Config:
     """Return the config whose plain values these are."""
     rebuilt = {
-        "tunnels": tuple(TunnelConfig(**tunnel) for tunnel in values["tunnels"]),
+        "tunnels": tuple(_tunnel(tunnel) for tunnel in values["tunnels"]),
         "bind": tuple(values["bind"]),
         "token": TokenPlace(**values["token"]),
         "run_as": tuple(values["run_as"]) if values["run_as"] else None,
+        "clients": tuple(_client(client) for client in values["clients"]),
         "cert": _path(values["cert"]),
         "key": _path(values["key"]),
         "verify": _path(values["verify"]),
     }
     return Config(**{**values, **rebuilt})
+
+
+def _tunnel(values: Mapping[str, Any]) -> TunnelConfig:
+    lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+    return TunnelConfig(**{**values, **lists})
+
+
+def _client(values: Mapping[str, Any]) -> ClientConfig:
+    tokens = tuple(TokenPlace(**place) for place in values["tokens"])
+    return ClientConfig(**{**values, "tokens": tokens, "ports": tuple(values["ports"])})
 
 
 def _path(value: Any) -> Any:  # noqa: ANN401 - whatever is no path stays

@@ -5,9 +5,12 @@ What is read here must not stay in a master or in a worker, nor in what they for
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tunneltcp.config.clients import Holder, equal_tokens
+from tunneltcp.config.fields import shown
 from tunneltcp.config.load import config_token
 from tunneltcp.config.token_files import (
     find_login,
@@ -21,10 +24,23 @@ from tunneltcp.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from tunneltcp.config.clients import ClientConfig
     from tunneltcp.config.keys import RoleName
     from tunneltcp.config.model import Config
+    from tunneltcp.config.tokens import TokenPlace
 
-__all__ = ["TokenReader", "no_login"]
+__all__ = ["Right", "TokenReader", "no_login"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Right:
+    """Tokens, and what they are good for."""
+
+    client: str
+    """Name of the client whose they are; empty for those at the top."""
+    tokens: Sequence[str] = field(repr=False)
+    """The preferred one first."""
+    ports: frozenset[int]
 
 
 class TokenReader:
@@ -57,25 +73,70 @@ class TokenReader:
         own = config.token.kind == "own" and self._role == "server"
         return own and make_token(self._states[0])
 
+    def rights(self, config: Config) -> list[Right]:
+        """Return all tokens and which of the config's ports each is good for.
+
+        Raises:
+            ConfigError: If one is missing, cannot be read, or is had by two that may not.
+        """
+        problems: list[str] = []
+        found = [self._right(client, problems) for client in config.clients]
+        named = frozenset().union(*(right.ports for right in found))
+        rest = frozenset(tunnel.remote_port for tunnel in config.tunnels) - named
+        try:
+            found.append(Right(client="", tokens=self.read(config), ports=rest))
+        except ConfigError as error:
+            problems += error.problems
+        shared = {"": True} | {client.name: client.shared for client in config.clients}
+        problems += equal_tokens(
+            Holder(name=right.client, shared=shared[right.client], token=token)
+            for right in sorted(found, key=lambda right: right.client != "")  # the top first
+            for token in right.tokens
+        )
+        if problems:
+            raise ConfigError(problems)
+        return found
+
+    def _right(self, client: ClientConfig, problems: list[str]) -> Right:
+        tokens = []
+        for place in client.tokens:
+            try:
+                tokens.append(self.at(place))
+            except ConfigError as error:
+                problems += [f"client {shown(client.name)}: {text}" for text in error.problems]
+        return Right(client=client.name, tokens=tokens, ports=frozenset(client.ports))
+
     def read(self, config: Config) -> list[str]:
-        """Return the tokens that are good, the preferred one first.
+        """Return the tokens at the top that are good, the preferred one first.
 
         Raises:
             ConfigError: If there is none, or it cannot be read.
         """
         place = config.token
-        match place.kind:
-            case "none":
-                return [""]
-            case "config":
-                return [config_token(Path(place.where))]
-            case "file":
-                return [read_token_file(Path(place.where))]
-            case "variable":
-                return [read_variable(place.where, self.moved)]
+        if place.kind == "none":
+            return [""]
+        if place.kind == "clients":
+            return []
+        if place.kind != "own":
+            return [self.at(place)]
         if self._role == "server":
             return own_tokens(self._states[0])
         return [self._login(config.server)]
+
+    def at(self, place: TokenPlace) -> str:
+        """Return the token at a place that a config, or an option, names.
+
+        Raises:
+            ConfigError: If there is none, or it cannot be read.
+        """
+        match place.kind:
+            case "config":
+                return config_token(place)
+            case "file":
+                return read_token_file(Path(place.where))
+            case "variable":
+                return read_variable(place.where, self.moved)
+        raise AssertionError(f"{place.kind}: a place that needs no reading")
 
     def _login(self, server: str) -> str:
         """Return what was kept for a server; one on this machine has it in its own folder."""

@@ -7,8 +7,11 @@ short-lived child goes there (``token_files.py``).
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
-from typing import Final, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, Literal
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = [
     "MIN_TOKEN_CHARACTERS",
@@ -33,11 +36,24 @@ TOKEN_VARIABLE: Final = "TUNNELTCP_TOKEN"  # noqa: S105 - its name
 class TokenPlace:
     """Where the token is."""
 
-    kind: Literal["own", "config", "variable", "file", "none"]
+    kind: Literal["own", "config", "variable", "file", "none", "clients"]
     """own: of a server, in its state folder, made if there is none; of a client, where
-    ``tunneltcp login`` kept it. none: there is to be none ("auth": "none")."""
+    ``tunneltcp login`` kept it. none: there is to be none ("auth": "none"). clients: none is
+    needed, since each port of the server is that of a client with a token of its own."""
     where: str = ""
     """Path of the file or of the config, name of the variable."""
+    client: str = ""
+    """In a config: whose token; empty for the one at the top."""
+    index: int = 0
+    """In a config: which of the client's tokens."""
+
+    def beside(self, config: Path) -> TokenPlace:
+        """Return it so that it is found from anywhere: paths are beside the config."""
+        if self.kind == "config":
+            return replace(self, where=str(config.absolute()))
+        if self.kind == "file":
+            return replace(self, where=str(config.absolute().parent / self.where))
+        return self
 
     def __str__(self) -> str:
         """Say it to a person."""
@@ -47,6 +63,7 @@ class TokenPlace:
             "variable": f"the variable {self.where} of its environment",
             "file": f"the file {self.where}",
             "none": 'nowhere: "auth" is "none"',
+            "clients": 'its "clients", one for each',
         }[self.kind]
 
 

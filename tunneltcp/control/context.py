@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["MEMORY_BYTES", "NONCES_BYTES", "RECORDS_BYTES", "Role", "WorkerContext"]
+__all__ = [
+    "MEMORY_BYTES",
+    "NONCES_BYTES",
+    "RECORDS_BYTES",
+    "AllowedNetworks",
+    "Role",
+    "WorkerContext",
+]
 
 RECORDS_BYTES = 4096 + 65_536 * 64
 """Bytes of the header and the stream records at the start of a tunnel's memory: a page,
@@ -32,6 +40,16 @@ class Role(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AllowedNetworks:
+    """From where a server takes links, and visitors; networks as text, none: all of them."""
+
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+    visitors_allow: tuple[str, ...] = ()
+    visitors_deny: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerContext:
     """Everything one worker needs to serve one tunnel."""
 
@@ -51,10 +69,15 @@ class WorkerContext:
     keys: tuple[bytes, ...] = ()
     """Port keys that are good for this tunnel (PROTOCOL.md §2), the preferred one first. A
     forked worker takes them from ``keys_fd``: its master has none."""
+    key_clients: Mapping[bytes, str] = field(default_factory=dict)
+    """Server: names of the clients whose keys these are; they come with the keys."""
     keys_fd: int = -1
     """A memfd with the keys, for a forked worker; -1: they are in ``keys``."""
     near_links_only: bool = False
-    """Server: whether links are taken from this machine alone ("auth": "none")."""
+    """Server: whether links are taken from this machine alone, and from networks that are
+    named ("auth": "none")."""
+    networks: AllowedNetworks = AllowedNetworks()
+    """Server: as it begins; its master may say others later."""
     tls: bool
     """Whether links speak TLS; never decided by what the other side wants."""
     certificate_fd: int

@@ -54,6 +54,11 @@ class Counter(IntEnum):
     LINK_KEY = 14
     """Which of the keys the link was made with: 0 is the preferred one."""
 
+    LINKS_REFUSED = 20
+    """Attempts at a link from networks that may not have it."""
+    VISITORS_REFUSED = 21
+    """Connections reset because no visitor may come from their network."""
+
 
 class LinkState(IntEnum):
     """State of a tunnel's link, as stored in the page of counters."""

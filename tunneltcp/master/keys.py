@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from tunneltcp.control.keys import KEY_BYTES, MAX_KEYS
+from tunneltcp.control.keys import MAX_KEYS, pack_keys
 from tunneltcp.master.sealed import write_sealed
+
+if TYPE_CHECKING:
+    from tunneltcp.config.token_reader import Right
 
 __all__ = ["Derive", "fill_keys"]
 
@@ -13,10 +17,14 @@ Derive = Callable[[str, int], bytes]
 """Returns the key of a token and a port."""
 
 
-def fill_keys(fds: Mapping[int, int], tokens: Sequence[str], derive: Derive) -> None:
-    """Write the keys of each port into its memfd, those of the preferred token first."""
+def fill_keys(fds: Mapping[int, int], rights: Sequence[Right], derive: Derive) -> None:
+    """Write the keys of each port into its memfd, each client's preferred one first."""
     for port, fd in fds.items():
-        keys = [derive(token, port) for token in tokens]
-        assert 1 <= len(keys) <= MAX_KEYS, "a token, or two"
-        assert all(len(key) == KEY_BYTES for key in keys), "keys are 32 bytes"
-        write_sealed(fd, b"".join(keys))
+        keys = [
+            (derive(token, port), right.client)
+            for right in rights
+            if port in right.ports
+            for token in right.tokens
+        ]
+        assert 1 <= len(keys) <= MAX_KEYS, "somebody holds each port, and not too many do"
+        write_sealed(fd, pack_keys(keys))

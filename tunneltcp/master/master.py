@@ -46,7 +46,7 @@ from tunneltcp.master.signals import SignalQueue
 from tunneltcp.master.spawn import freeze
 from tunneltcp.master.status import master_status
 from tunneltcp.master.stopped import StoppedPorts
-from tunneltcp.master.surroundings import Surroundings
+from tunneltcp.master.surroundings import Surroundings, allowed_networks
 from tunneltcp.master.tunnel_set import TunnelSet
 from tunneltcp.net.loop import Loop
 
@@ -283,6 +283,7 @@ class Master:
             link_port=tunnel.link_port or port,
             keys_fd=fds.keys,
             near_links_only=self.config.auth == "none",
+            networks=allowed_networks(tunnel),
             tls=self.config.tls,
             certificate_fd=fds.certificate,
             verify=self.config.verify,

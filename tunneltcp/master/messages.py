@@ -45,6 +45,8 @@ class LinkChanged:
     reason: str
     seconds: float | None
     """How long there had been no link before this one, or how long this one had lasted."""
+    client: str = ""
+    """Server: name of the client whose it is, if it has one."""
     trouble: Trouble | None = None
     """Why an attempt to have one failed; None if none was made."""
     detail: str = ""
@@ -109,6 +111,7 @@ def parse_message(message: dict[str, Any]) -> WorkerMessage:
                 peer=_text(message.get("peer")),
                 reason=_text(message.get("reason")),
                 seconds=_seconds(message.get("seconds")),
+                client=_text(message.get("client")),
                 trouble=_trouble(message.get("trouble")),
                 detail=_text(message.get("detail")),
             )

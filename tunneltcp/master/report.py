@@ -175,7 +175,10 @@ class Reporter:
         elif self._link_up:
             self._link_up = False
             if self._events.admit("lost", self._loop.now) is not None:
-                self._log.info("link lost: {}", change.reason or "no reason given")
+                client = {"client": change.client} if change.client else {}
+                self._log.bind(**client).info(
+                    "link lost: {}", change.reason or "no reason given"
+                )
         else:
             self._fail("no link: {}", change.reason or "no reason given")
 
@@ -198,7 +201,8 @@ class Reporter:
         missed = self._events.admit("up", self._loop.now)
         if missed is None:
             return
-        log = self._log.bind(peer=change.peer)
+        client = {"client": change.client} if change.client else {}
+        log = self._log.bind(peer=change.peer, **client)
         if change.seconds is None:
             log.info("link up" + _times(missed))
         else:

@@ -172,7 +172,7 @@ class PortSecrets:
         made = False
         try:
             made = self._reader.make_missing(config)
-            fill_keys(new.keys, self._reader.read(config), self._derive)
+            fill_keys(new.keys, self._reader.rights(config), self._derive)
             fill_certificates(_without(new.certificates, SPARE), config.certificate)
             fill_certificates(_only(new.certificates, SPARE), None)
         except ConfigError as error:

@@ -142,7 +142,7 @@ def _with_keys(context: WorkerContext) -> WorkerContext:
         return context
     keys = read_keys(context.keys_fd)
     os.close(context.keys_fd)
-    return replace(context, keys=keys, keys_fd=-1)
+    return replace(context, keys=tuple(keys), key_clients=keys, keys_fd=-1)
 
 
 def run_helper(

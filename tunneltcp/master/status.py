@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 from tunneltcp.control.counters import Counter, LinkState
 from tunneltcp.log import dropped_lines
 from tunneltcp.master.report import stamp
+from tunneltcp.master.requests import ranges
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tunneltcp.config.clients import ClientConfig
     from tunneltcp.config.model import Config
     from tunneltcp.control.context import Role
     from tunneltcp.master.folders import Folders
@@ -45,7 +47,18 @@ def master_status(
         "log_dropped": dropped_lines(),
         "token": str(config.token),
         "server": config.server or None,
+        "clients": [_client(client) for client in config.clients],
         "tunnels": [tunnel_status(tunnel) for tunnel in tunnels],
+    }
+
+
+def _client(client: ClientConfig) -> dict[str, Any]:
+    """Return who it is, and where its tokens are."""
+    return {
+        "name": client.name,
+        "ports": ranges(client.ports),
+        "shared": client.shared,
+        "tokens": [asdict(place) for place in client.tokens],
     }
 
 
@@ -72,6 +85,8 @@ def tunnel_status(tunnel: Tunnel) -> dict[str, Any]:
         "links_total": page[Counter.LINKS_TOTAL],
         "resumes_total": page[Counter.RESUMES_TOTAL],
         "resets_total": page[Counter.RESETS_TOTAL],
+        "links_refused": page[Counter.LINKS_REFUSED],
+        "visitors_refused": page[Counter.VISITORS_REFUSED],
         "log_dropped": page[Counter.LOG_DROPPED],
         "beat_age": _beat_age(page[Counter.BEAT_NS]) if runs else None,
         "restarts": tunnel.life.restarts,
@@ -96,6 +111,7 @@ def _link(tunnel: Tunnel) -> dict[str, Any]:
         "doubted": state == LinkState.DOUBTED,
         "since": since,
         "peer": (tunnel.link_peer or None) if up else None,
+        "client": (tunnel.link_client or None) if up else None,
         "rtt_ms": rtt_us / 1000 if up and rtt_us else None,
         "key": ("old" if page[Counter.LINK_KEY] else "current") if up else None,
     }

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tunneltcp.control.context import AllowedNetworks
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -15,7 +17,13 @@ if TYPE_CHECKING:
     from tunneltcp.master.secrets import PortSecrets
     from tunneltcp.net.loop import Loop
 
-__all__ = ["Surroundings", "WorkerFds"]
+__all__ = ["Surroundings", "WorkerFds", "allowed_networks"]
+
+
+def allowed_networks(config: TunnelConfig) -> AllowedNetworks:
+    """Return from where a tunnel takes links and visitors."""
+    names = AllowedNetworks.__dataclass_fields__
+    return AllowedNetworks(**{name: getattr(config, name) for name in names})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

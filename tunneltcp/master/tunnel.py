@@ -7,6 +7,7 @@ back. Listeners and memory stay when a worker goes; each worker has a channel of
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from tunneltcp.advice import port_trouble
@@ -38,7 +39,7 @@ from tunneltcp.master.report import (
 )
 from tunneltcp.master.resources import PortBusy, make_memory
 from tunneltcp.master.spawn import fork_worker
-from tunneltcp.master.surroundings import WorkerFds
+from tunneltcp.master.surroundings import WorkerFds, allowed_networks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,6 +74,8 @@ class Tunnel:
         """Why it does not run; empty if it does."""
         self.last_exit: LastExit | None = None
         self.link_peer = ""
+        self.link_client = ""
+        """Name of the client that has the link, if it has one."""
         self.sampler: Sampler | None = None
         self.is_stopped = False
         """A person has stopped it: it stays so until a person starts it."""
@@ -209,6 +212,10 @@ class Tunnel:
         fd = self._around.secrets.certificate_fd(self.config.remote_port)
         self._give("certificate", fd)
 
+    def give_networks(self) -> None:
+        """Tell the worker from where links and visitors may come from now on."""
+        self._say({"type": "networks", "networks": asdict(allowed_networks(self.config))})
+
     def _give(self, what: str, fd: int) -> None:
         if self._channel is not None and fd >= 0:
             self._channel.say({"type": what}, fd)
@@ -329,7 +336,9 @@ class Tunnel:
                 pid = self.pid
                 self._around.loop.call_later(_REPLACE_SECONDS, lambda: self._replace(pid))
             case LinkChanged():
-                self.link_peer = message.peer if message.state != "down" else ""
+                is_up = message.state != "down"
+                self.link_peer = message.peer if is_up else ""
+                self.link_client = message.client if is_up else ""
                 self._report.link(message)
             case TargetChanged():
                 self._report.target(message.reason)
@@ -369,7 +378,7 @@ class Tunnel:
         self.pid = None
         self.sampler = None
         self._report.exited(self.last_exit, expected=self.life.state is ProcessState.STOPPING)
-        self.link_peer = ""
+        self.link_peer = self.link_client = ""
         self.counters[Counter.LINK_STATE] = LinkState.DOWN
         permanent = self.last_exit.is_permanent
         self.feed(Input.EXIT_PERMANENT if permanent else Input.EXIT)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from loguru import logger
 
 from tunneltcp.master.process import Input
+from tunneltcp.master.surroundings import allowed_networks
 from tunneltcp.master.tunnel import Tunnel
 
 if TYPE_CHECKING:
@@ -95,6 +96,8 @@ class TunnelSet:
             tunnel = self.find(port)
             if tunnel is not None:
                 tunnel.remove()
+            if tunnel is not None and port in changes.revoked:
+                tunnel.feed(Input.STOP_NOW)
         for config in changes.changed:
             tunnel = self.find(config.remote_port)
             if tunnel is not None:
@@ -102,7 +105,9 @@ class TunnelSet:
         for config in changes.unchanged:
             tunnel = self.find(config.remote_port)
             if tunnel is not None:
-                tunnel.config = config
+                before, tunnel.config = tunnel.config, config
+                if allowed_networks(before) != allowed_networks(config):
+                    tunnel.give_networks()
         for tunnel in added:
             self._add(tunnel)
         self._keep_stopped()

@@ -61,6 +61,8 @@ class Worker:
         self.counters = self.host.map_counters()
         self.keys = context.keys
         """Keys that are good now, the preferred one first."""
+        self.key_clients = context.key_clients or dict.fromkeys(context.keys, "")
+        """Server: whose they are, by name."""
         self.session = Session(
             opens=self.is_server,
             arena=self.memory.arena,
@@ -73,6 +75,8 @@ class Worker:
         self.link: Link | None = None
         self.link_key = b""
         """The one that the link was made with."""
+        self.link_client = ""
+        """Server: name of the client whose it is, if it has one."""
         self.draining = False
         self.log = logger
         self.visitors = Visitors(self.loop, is_server=self.is_server)
@@ -273,8 +277,8 @@ class Worker:
             return
         finally:
             os.close(fd)
-        if keys != self.keys:
-            self.keys = keys
+        if list(keys.items()) != list(self.key_clients.items()):
+            self.keys, self.key_clients = tuple(keys), keys
             self._show_key()
             self.on_keys()
 
@@ -283,12 +287,13 @@ class Worker:
         raise NotImplementedError
 
     def _show_key(self) -> None:
-        self.counters[Counter.LINK_KEY] = int(self.link_key != self.keys[0])
+        ours = (key for key in self.keys if self.key_clients.get(key, "") == self.link_client)
+        self.counters[Counter.LINK_KEY] = int(self.link_key != next(ours, b""))
 
     def use_link(self, link: Link, key: bytes, rest: bytes, what: str) -> None:
         """A link was established: serve over it."""
         self.link = link
-        self.link_key = key
+        self.link_key, self.link_client = key, self.key_clients.get(key, "")
         self._show_key()
         self.loop.on_turn = link.end_turn
         self.counters[Counter.LINKS_TOTAL] += 1
@@ -296,19 +301,9 @@ class Worker:
         seconds = self.loop.now - self._lost_since if self._lost_since else None
         self._lost_since = 0.0
         self._away_seconds = seconds or 0.0
-        self.tell(
-            {
-                "type": "link",
-                "state": "up",
-                "peer": link.peer,
-                "reason": what,
-                "seconds": seconds if seconds is None else round(seconds, 3),
-            }
-        )
-        if seconds is None:
-            self.log.info("link up with {}", link.peer)
-        else:
-            self.log.info("link up with {} after {:.2f} s", link.peer, seconds)
+        self.tell_link("up", link, what, seconds=seconds and round(seconds, 3))
+        after = "" if seconds is None else f" after {seconds:.2f} s"
+        self.log.info("link up with {}{}", self.name_of(link), after)
         self._set_grace_timer(link.session.links.is_settled)
         link.start(rest)
         link.ask_for_life()
@@ -319,7 +314,7 @@ class Worker:
         self.counters[Counter.RESUMES_TOTAL] += 1
         self.log.info(
             "back with {} after {:.1f} s, {} streams resumed, {:.1f} MB sent again",
-            link.peer,
+            self.name_of(link),
             self._away_seconds,
             streams,
             again_bytes / 1e6,
@@ -370,8 +365,8 @@ class Worker:
         self._lost_since = self.loop.now
         self._show_link(LinkState.DOWN)
         self.counters[Counter.RTT_US] = 0
-        self.tell({"type": "link", "state": "down", "peer": link.peer, "reason": reason})
-        self.log.info("link with {} lost: {}", link.peer, reason)
+        self.tell_link("down", link, reason)
+        self.log.info("link with {} lost: {}", self.name_of(link), reason)
 
     def _show_link(self, state: LinkState) -> None:
         self.counters[Counter.LINK_STATE] = state
@@ -381,7 +376,7 @@ class Worker:
         """The link is silent for too long; a side does something about it."""
         self._set_grace_timer(False)
         self._show_link(LinkState.DOUBTED)
-        self.tell({"type": "link", "state": "doubted", "peer": link.peer, "reason": "silent"})
+        self.tell_link("doubted", link, "silent")
 
     def on_answer(self, link: Link) -> None:
         """The link answered a PING."""
@@ -390,5 +385,14 @@ class Worker:
         """The doubted link spoke again."""
         self._set_grace_timer(link.session.links.is_settled)
         self._show_link(LinkState.UP)
-        self.tell({"type": "link", "state": "up", "peer": link.peer, "reason": "spoke again"})
-        self.log.info("link with {} spoke again", link.peer)
+        self.tell_link("up", link, "spoke again")
+        self.log.info("link with {} spoke again", self.name_of(link))
+
+    def tell_link(self, state: str, link: Link, reason: str, **more: float | None) -> None:
+        """Tell the host what became of the link."""
+        message = {"type": "link", "state": state, "peer": link.peer, "reason": reason}
+        self.tell({**message, "client": self.link_client, **more})
+
+    def name_of(self, link: Link) -> str:
+        """Return who is there, for the log."""
+        return f"{self.link_client} at {link.peer}" if self.link_client else link.peer

@@ -21,7 +21,7 @@ from loguru import logger
 from tunneltcp import __version__
 from tunneltcp.advice import claim_trouble
 from tunneltcp.errors import RemoteProtocolError
-from tunneltcp.net.address import format_address, is_near
+from tunneltcp.net.address import format_address
 from tunneltcp.net.loop import READ
 from tunneltcp.net.sockopt import prepare_link
 from tunneltcp.net.tls import TlsConnection, server_tls
@@ -38,11 +38,12 @@ from tunneltcp.workers.penalties import Penalties
 from tunneltcp.workers.replays import Replays
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from tunneltcp.net.loop import Loop, Timer
     from tunneltcp.net.tls import ServerTls
     from tunneltcp.net.transport import Transport
+    from tunneltcp.workers.doors import Doors
 
 __all__ = ["AGENT", "Claim", "ClaimOwner", "Claims"]
 
@@ -61,8 +62,8 @@ class ClaimOwner(Protocol):
     def on_proven(self, claim: Claim) -> None:
         """Answer with ``claim.welcome`` or ``claim.refuse``, now or within the deadline."""
 
-    def on_refused(self, address: str, reason: str) -> None:
-        """A claim failed; for the log."""
+    def on_refused(self, address: str, reason: str, client: str) -> None:
+        """A claim failed; for the log. ``client``: its name, if it has proven that."""
 
 
 class Claim:
@@ -104,6 +105,11 @@ class Claim:
         """The key that the client has shown to hold; only for a proven one."""
         assert self._handshake is not None, "proven"
         return self._handshake.key
+
+    @property
+    def client(self) -> str:
+        """Name of the client whose key that is, if it has one; only for a proven one."""
+        return self._claims.clients.get(self.key, "")
 
     def _on_deadline(self) -> None:
         if self.is_stranger:
@@ -201,11 +207,8 @@ class Claim:
     def _check_preface(self, first: bytes) -> bool:
         preface = parse_preface(first, self._claims.keys)
         code = None
-        reason = ""
-        if self._claims.near_only and not is_near(self._peer):
-            code = RefusedCode.DENIED
-            reason = claim_trouble("far")
-        elif preface.key is None or preface.port != self._claims.port:
+        reason = self._claims.doors.link_trouble(self._peer)
+        if reason or preface.key is None or preface.port != self._claims.port:
             code = RefusedCode.DENIED
         elif not self._claims.replays.take(preface.nonce):
             code = RefusedCode.DENIED
@@ -253,14 +256,20 @@ class Claim:
         self._let_go()
         return handshake.rest
 
-    def refuse(self, code: RefusedCode, holder: str = "") -> None:
-        """Do not take the link."""
+    def refuse(self, code: RefusedCode, holder: str = "", reason: str = "") -> None:
+        """Do not take the link.
+
+        Args:
+            code: What the client is told.
+            holder: Who has the port; told too.
+            reason: For our log, if that is to say more.
+        """
         if not self.is_open:
             return
         assert self._handshake is not None, "proven"
         self._handshake.refuse(code, holder)
         self._write(self._handshake.data_to_send())
-        self.end(claim_trouble(code.value, holder))
+        self.end(reason or claim_trouble(code.value, holder), self.client)
 
     def _let_go(self) -> None:
         self.is_open = False
@@ -268,7 +277,7 @@ class Claim:
         self._loop.unregister(self._sock.fileno())
         self._claims.forget(self)
 
-    def end(self, reason: str) -> None:
+    def end(self, reason: str, client: str = "") -> None:
         """Close, without another word; ``reason`` is empty if nothing is wrong."""
         if self.is_open:
             self._let_go()
@@ -278,7 +287,7 @@ class Claim:
                 self._sock.recv(MAX_HANDSHAKE_BYTES)
             self.transport.close()
             if reason:
-                self._claims.owner.on_refused(self.address, reason)
+                self._claims.owner.on_refused(self.address, reason, client)
 
 
 class Claims:
@@ -291,15 +300,17 @@ class Claims:
         keys: tuple[bytes, ...],
         owner: ClaimOwner,
         *,
-        near_only: bool = False,
+        clients: Mapping[bytes, str],
+        doors: Doors,
         tls: ServerTls | None = None,
         nonces: memoryview,
     ) -> None:
         self._loop = loop
         self.port = port
         self.keys = keys
-        self.near_only = near_only
-        """Whether links are taken from this machine alone."""
+        self.clients = clients
+        """Whose keys these are, by name."""
+        self.doors = doors
         self.tls = tls
         self.owner = owner
         self.penalties = Penalties()
@@ -340,9 +351,9 @@ class Claims:
         self._strangers.pop(claim, None)
         self._open.pop(claim, None)
 
-    def change_keys(self, keys: tuple[bytes, ...]) -> None:
+    def change_keys(self, keys: tuple[bytes, ...], clients: Mapping[bytes, str]) -> None:
         """Take others from now on; whose handshake began before begins again."""
-        self.keys = keys
+        self.keys, self.clients = keys, clients
         for claim in [*self._strangers, *self._open]:
             claim.end("the keys changed meanwhile")
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from tunneltcp.advice import claim_trouble
+from tunneltcp.control.context import AllowedNetworks
 from tunneltcp.control.counters import Counter
 from tunneltcp.log import Throttle
 from tunneltcp.net.address import format_address, local_address, pack_address
@@ -18,6 +20,7 @@ from tunneltcp.relay.relay import Relay
 from tunneltcp.workers.arrivals import SNIFF_SECONDS, Arrivals
 from tunneltcp.workers.base import Worker
 from tunneltcp.workers.claims import Claims
+from tunneltcp.workers.doors import FAR, FOREIGN, Doors, barred_visitor
 from tunneltcp.workers.visitor_relay import MIN_UNDECIDED_SECONDS, VisitorRelay
 from tunneltcp.workers.visitors import Visitor
 
@@ -45,13 +48,15 @@ class ServerWorker(Worker):
     def __init__(self, context: WorkerContext) -> None:
         super().__init__(context)
         listeners = [socket.socket(fileno=fd) for fd in context.listener_fds]
+        self._doors = Doors(context.networks, near_only=context.near_links_only)
         self._arrivals = Arrivals(self.loop, listeners, self)
         self._claims = Claims(
             self.loop,
             context.port,
-            context.keys,
+            self.keys,
             self,
-            near_only=context.near_links_only,
+            clients=self.key_clients,
+            doors=self._doors,
             tls=server_tls(context.certificate_fd) if context.tls else None,
             nonces=self.memory.nonces,
         )
@@ -60,8 +65,8 @@ class ServerWorker(Worker):
         self._waiting: dict[Relay, None] = {}
         """Those of them whose OPEN waits for a link, or for its answer on a bad one."""
         self._hold_timer: Timer | None = None
-        self._owner_ids = ("", "")
-        """Host and run of the client that has the session."""
+        self._owner_ids = ("", "", "")
+        """Name, host and run of the client that has the session."""
         self._owner = ""
         """Its address."""
         self._client_drains = False
@@ -98,6 +103,22 @@ class ServerWorker(Worker):
     def _can_open(self) -> bool:
         return self.link is not None and not self.link.is_doubted and not self._client_drains
 
+    def _handle_message(self, message: dict[str, Any]) -> None:
+        if message.get("type") == "networks":
+            self._take_networks(message)
+        else:
+            super()._handle_message(message)
+
+    def _take_networks(self, message: dict[str, Any]) -> None:
+        """Other networks are good: who is from one that is not has to go now."""
+        networks = {name: tuple(found) for name, found in message["networks"].items()}
+        self._doors.change(AllowedNetworks(**networks))
+        for visitor in self.all_visitors():
+            if not self._doors.admits_visitor(visitor.address):
+                self.kick(visitor)
+        if self.link is not None and self._doors.link_trouble(self.link.peer):
+            self.link.lose("no link is taken from its network any more")
+
     def on_link(self, sock: socket.socket, address: object) -> None:
         """Somebody claims to be the link."""
         self._claims.add(sock, address)
@@ -108,6 +129,11 @@ class ServerWorker(Worker):
 
     def on_visitor(self, sock: socket.socket, address: object, *, silent: bool) -> None:
         """A visitor: open a stream, or hold it until there is a link."""
+        if not self._doors.admits_visitor(address):
+            sock.close()
+            self.counters[Counter.VISITORS_REFUSED] += 1
+            self.warn("visitors_allow", barred_visitor(address))
+            return
         # Those whom the client has not let go of yet count: they are still its work.
         here = len(self._relays) + len(self.session.resetting)
         if self.draining or here >= self.context.max_visitors:
@@ -206,16 +232,29 @@ class ServerWorker(Worker):
 
     def on_keys(self) -> None:
         """Other keys are good: whose key is not loses link, session and port now."""
-        self._claims.change_keys(self.keys)
-        if not self.session_id or self.link_key in self.keys:
+        self._claims.change_keys(self.keys, self.key_clients)
+        if not self.session_id:
             return
-        self._owner_ids = ("", "")
+        if self.link_key in self.keys:
+            self._rename_client(self.key_clients[self.link_key])
+            return
+        self._owner_ids = ("", "", "")
         if self.link is not None:
             self.link.ends_session = True
             self.link.lose("its key is not good any more")
         else:
             self.end_session()
-            self.log.info("the key of the client that was away is not good any more")
+            who = self.link_client or "the client"
+            self.log.info("{} was away, and its key is not good any more", who)
+
+    def _rename_client(self, name: str) -> None:
+        """The owner of the port has this name now; who has the key is the same."""
+        if name == self.link_client:
+            return
+        self.link_client = name
+        self._owner_ids = (name, *self._owner_ids[1:])
+        if self.link is not None:
+            self.tell_link("up", self.link, "its client has another name")
 
     def on_proven(self, claim: Claim) -> None:
         """A client holds the key. PROTOCOL.md §5 says who owns the port."""
@@ -224,7 +263,7 @@ class ServerWorker(Worker):
             return
         hello = claim.hello
         link = self.link
-        if self._owner_ids == (hello.host_id, hello.run_id):
+        if self._owner_ids == (claim.client, hello.host_id, hello.run_id):
             if hello.attempt <= self.memory.table.attempt:
                 claim.refuse(RefusedCode.STALE)
             else:
@@ -240,10 +279,13 @@ class ServerWorker(Worker):
 
     def _is_restarted(self, claim: Claim) -> bool:
         """Whether this is the owner's machine: its client was started anew."""
-        return claim.hello.host_id == self._owner_ids[0]
+        return (claim.client, claim.hello.host_id) == self._owner_ids[:2]
 
     def _refuse_in_use(self, claim: Claim) -> None:
-        claim.refuse(RefusedCode.IN_USE, self._owner)
+        """The log says who has the port; of another client's address nobody is told."""
+        name = self._owner_ids[0]
+        reason = claim_trouble("in_use", self._owner, name)
+        claim.refuse(RefusedCode.IN_USE, self._owner if claim.client == name else "", reason)
 
     def _judge(self, claim: Claim, owner: Link, asked: float) -> None:
         """Decide about a newcomer as soon as the owner of the port spoke, or its time is up."""
@@ -267,7 +309,7 @@ class ServerWorker(Worker):
             self.link.close()
             self.drop_link("replaced by a newer link of its client")
         hello, table = claim.hello, self.memory.table
-        ids = (hello.host_id, hello.run_id)
+        ids = (claim.client, hello.host_id, hello.run_id)
         resumed = self._owner_ids == ids and hello.session == self.session_id != ""
         if not resumed:
             self.session_id = os.urandom(16).hex()
@@ -295,11 +337,15 @@ class ServerWorker(Worker):
         if self._can_open():
             self._hold_no_more()
 
-    def on_refused(self, address: str, reason: str) -> None:
+    def on_refused(self, address: str, reason: str, client: str) -> None:
         """A claim came to nothing."""
         host = address.rpartition(":")[0]
         kind = f"link from {host}: {reason}"
-        self.warn(kind, f"no link from {host}: {reason}", self._refusals)
+        if reason in (FAR, FOREIGN):  # anybody can do that, from anywhere
+            self.counters[Counter.LINKS_REFUSED] += 1
+            kind = reason
+        who = f"{client} at {host}" if client else host
+        self.warn(kind, f"no link from {who}: {reason}", self._refusals)
 
     def on_open(self, link: Link, stream: Stream, addresses: bytes) -> Endpoint:
         """Never called: only a server opens, and its session refuses OPEN."""

@@ -159,3 +159,27 @@ def test_a_file_with_a_name_that_is_no_text(tmp_path):
         done = CliRunner().invoke(main, ["check", str(path), *options])
         assert done.exit_code == 0, done.output
         assert "\x1b" not in done.output
+
+
+def test_clients_have_a_table_of_their_own_without_tokens(check):
+    token = "a-token-of-more-than-32-characters-here"
+    text = f"""{{"ports": "60001-60004", "clients": [
+        {{"name": "laptop", "token": "{token}", "ports": ["60001-60002", 60009]}},
+        {{"name": "desk", "token": [{{"env": "NEW"}}, {{"file": "/etc/desk"}}], "ports": 60003,
+          "shared": true}}], "visitors_allow": "::1"}}"""
+    code, lines = check(text)
+    assert code == 0
+    table = lines[next(i for i, line in enumerate(lines) if line.startswith("client ")) :]
+    assert table[:4] == [
+        "client  ports               token                         settings",
+        "laptop  60001-60002, 60009  config                        (not open: 60009)",
+        "desk    60003               variable:NEW, file:/etc/desk  shared=true",
+        "-       60004               own",
+    ]
+    assert "visitors_allow=::1/128" in lines[2]
+    assert token not in "".join(lines)
+    code, lines = check(text, "--json")
+    assert token not in lines[0]
+    clients = orjson.loads(lines[0])["configs"]["server"]["clients"]
+    assert [one["name"] for one in clients] == ["laptop", "desk"]
+    assert clients[0]["token"][0]["kind"] == "config"

@@ -146,3 +146,15 @@ def test_a_base_of_somebody_else_is_named(tmp_path, monkeypatch):
 
 def test_a_wrong_name_is_a_usage_error():
     assert status("--instance", "../x").exit_code == 2
+
+
+def test_clients_have_a_column_where_there_are_any(tmp_path):
+    named = {**TUNNEL, "link": {**TUNNEL["link"], "client": "lap\x1btop"}}  # type: ignore[dict-item]
+    answer = {**ANSWER, "tunnels": [named, WAITING]}
+    with answering(tmp_path / "a", encode_frame(answer)):
+        lines = status("--run-dir", tmp_path / "a").stdout.splitlines()
+    assert "client" in lines[1]
+    assert "lap" in lines[2]
+    assert "\x1b" not in lines[2]
+    with answering(tmp_path / "b", encode_frame(ANSWER)):
+        assert "client" not in status("--run-dir", tmp_path / "b").stdout

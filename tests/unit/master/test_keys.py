@@ -12,7 +12,7 @@ from tunneltcp.config.model import Config, TunnelConfig
 from tunneltcp.config.token_reader import TokenReader
 from tunneltcp.config.tokens import TokenPlace
 from tunneltcp.control.context import Role
-from tunneltcp.control.keys import read_keys
+from tunneltcp.control.keys import pack_keys, read_keys
 from tunneltcp.errors import ConfigError
 from tunneltcp.master.reading import read_config
 from tunneltcp.master.secrets import PortSecrets
@@ -30,7 +30,7 @@ def test_each_port_has_its_own_in_memory_that_nobody_can_change(tmp_path):
     assert not keys.make(Config(tunnels=TUNNELS, tls=False, token=NONE))
     for port in (60001, 60002):
         fd = keys.keys_fd(port)
-        assert read_keys(fd) == (fake_key("", port),)
+        assert read_keys(fd) == {fake_key("", port): ""}
         assert fcntl.fcntl(fd, fcntl.F_GET_SEALS) == 15, "not written, grown, shrunk, unsealed"
         with pytest.raises(PermissionError):
             os.pwrite(fd, b"x", 0)
@@ -42,7 +42,7 @@ def test_a_server_without_a_token_has_one_afterwards(tmp_path):
     keys = keys_of(tmp_path)
     assert keys.make(Config(tunnels=TUNNELS, tls=False))
     token = (tmp_path / "token").read_text().strip()
-    assert read_keys(keys.keys_fd(60001)) == (fake_key(token, 60001),)
+    assert read_keys(keys.keys_fd(60001)) == {fake_key(token, 60001): ""}
     assert not keys.make(Config(tunnels=TUNNELS, tls=False)), "it was there"
     keys.close()
 
@@ -54,14 +54,15 @@ def test_without_a_token_the_old_keys_stay(tmp_path):
     missing = TokenPlace(kind="file", where=str(tmp_path / "missing"))
     with pytest.raises(ConfigError, match="cannot be read"):
         keys.make(Config(tunnels=TUNNELS, tls=False, token=missing))
-    assert read_keys(keys.keys_fd(60001)) == (fake_key("", 60001),)
+    assert read_keys(keys.keys_fd(60001)) == {fake_key("", 60001): ""}
     assert os.listdir("/proc/self/fd") == before, "no descriptor is left"  # noqa: PTH208
     keys.close()
 
 
 def test_no_keys_is_an_error_and_not_an_empty_list():
     fd = os.memfd_create("keys")
-    for data in (b"", b"x" * 31, b"x" * 33, b"x" * 32 * 17):
+    seventeen = [(bytes([number]) * 32, "name") for number in range(17)]
+    for data in (b"", b"x" * 31, b"x" * 32, b"x" * 32 + b"\1", pack_keys(seventeen)):
         os.ftruncate(fd, 0)
         os.pwrite(fd, data, 0)
         with pytest.raises(OSError, match="no keys"):

@@ -15,8 +15,10 @@ from tests.support.ports import free_port, free_ports
 from tests.support.wait import wait_until
 from tests.unit.master.conftest import visit
 from tests.unit.master.test_operating import can_bind, refuses
+from tunneltcp.config.clients import ClientConfig
 from tunneltcp.config.load import load_config
 from tunneltcp.config.model import Config, TunnelConfig
+from tunneltcp.config.tokens import TokenPlace
 from tunneltcp.control.context import Role
 from tunneltcp.errors import TunnelError
 from tunneltcp.master.changes import compare
@@ -330,6 +332,31 @@ class TestCompare:
         changes = compare(self.OLD, replace(self.OLD, bind=("::1",)))
         assert changes.changed == self.OLD.tunnels
         assert changes.rebind
+
+    def test_networks_are_told_and_replace_no_worker(self):
+        first, *rest = self.OLD.tunnels
+        other = replace(first, name="x", allow=("::1/128",), visitors_deny=("10.0.0.0/8",))
+        changes = compare(self.OLD, replace(self.OLD, tunnels=(other, *rest)))
+        assert changes.changed == ()
+        assert other in changes.unchanged
+
+    def test_a_port_that_goes_together_with_its_client_is_revoked(self):
+        ports = [tunnel.remote_port for tunnel in self.OLD.tunnels]
+        place = TokenPlace(kind="file", where="/x")
+        laptop = ClientConfig(name="laptop", tokens=(place,), ports=(ports[0], 9))
+        desk = ClientConfig(name="desk", tokens=(place,), ports=tuple(ports[1:]))
+        old = replace(self.OLD, clients=(laptop, desk))
+        new = replace(old, tunnels=self.OLD.tunnels[1:])
+        for clients, revoked in (
+            ((laptop, desk), ()),
+            ((desk, replace(laptop, ports=(9,))), ()),
+            ((desk,), (ports[0],)),
+            ((replace(laptop, tokens=()), desk), (ports[0],)),
+        ):
+            changes = compare(old, replace(new, clients=clients))
+            assert changes.removed == (ports[0],)
+            assert changes.revoked == revoked
+            assert changes.changed == ()
 
     def test_the_order_does_not_matter(self):
         changes = compare(self.OLD, replace(self.OLD, tunnels=self.OLD.tunnels[::-1]))
