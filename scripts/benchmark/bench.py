@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from benchmark.lab import BenchError, Lab
 from benchmark.places import Place
-from benchmark.tools import start_iperf3, start_nginx, start_target
+from benchmark.tools import ask_once, start_iperf3, start_nginx, start_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -59,6 +59,8 @@ class Effort:
     failures: int = 3
     """How often each is made, row 8."""
     directions: tuple[str, ...] = ("down", "up")
+    few: tuple[str, ...] = ()
+    """The ways of rows 4, 5, 7, 8 and 9; none means all."""
 
 
 FULL = Effort(name="full", rounds=3, seconds=2)
@@ -81,6 +83,7 @@ QUICK = Effort(
     idle=(500,),
     starts=(1, 10),
     failures=1,
+    few=("direct", "mux", "ours"),
 )
 TINY = Effort(
     name="tiny",
@@ -96,13 +99,14 @@ TINY = Effort(
     queues=(250_000,),
     probe_seconds=0.5,
     warm_seconds=0.3,
-    tunnels=(1, 2),
+    tunnels=(2,),
     visits=2,
     rest_seconds=0.1,
     idle=(50,),
     starts=(2,),
     failures=1,
     directions=("down",),
+    few=("direct", "ours"),
 )
 
 
@@ -128,6 +132,11 @@ class Bench:
         """Ways by key, in this order, without those that are not there."""
         return [way for key in keys for way in self.ways if way.key == key]
 
+    def chosen_few(self, *keys: str) -> list[Way]:
+        """The same for rows where each way is started anew; little effort means few ways."""
+        few = self.effort.few
+        return [way for way in self.chosen(*keys) if not few or way.key in few]
+
     def target(self, name: str) -> int:
         """The port of a target on loopback that stays for the whole run."""
         if name not in self._targets:
@@ -139,7 +148,8 @@ class Bench:
         """A way on loopback to nginx and to iperf3; it stays until :meth:`down`."""
         if way.key not in self._up:
             targets = [self.target("nginx"), self.target("iperf3")]
-            self._up[way.key] = way.start(self.lab, Place(self.lab), targets)
+            running = self._up[way.key] = way.start(self.lab, Place(self.lab), targets)
+            ask_once(running.endpoints[0])
         return self._up[way.key]
 
     def down(self) -> None:

@@ -68,7 +68,7 @@ def visit(where: Endpoint, count: int = 1) -> None:
 def row_memory(bench: Bench) -> None:
     """Row 7."""
     most = max(bench.effort.tunnels)
-    for way in bench.chosen(*MANY):
+    for way in bench.chosen_few(*MANY):
         counts = bench.effort.tunnels if isinstance(way, Ours) else (1, most)
         for count in counts:
             bench.say(f"memory, {way.name}, {count} tunnels")
@@ -78,7 +78,7 @@ def row_memory(bench: Bench) -> None:
                 measure_tunnels,
                 count,
             )
-    for way in bench.chosen(*IDLE):
+    for way in bench.chosen_few(*IDLE):
         for count in bench.effort.idle:
             bench.say(f"memory, {way.name}, {count} idle visitors")
             bench.attempt(
@@ -138,33 +138,31 @@ def measure_idle(bench: Bench, way: Way, count: int) -> None:
 
 def row_failures(bench: Bench) -> None:
     """Row 8."""
-    for way in bench.chosen(*FAILING):
+    for way in bench.chosen_few(*FAILING):
         bench.say(f"failures, {way.name}")
-        kinds = ["link"]
-        if isinstance(way, Ours):
-            kinds += ["server", "client"]
-        for kind in kinds:
-            bench.attempt(way, f"failure of {kind}", fail, kind)
+        bench.attempt(way, "failures", measure_failures)
 
 
-def fail(bench: Bench, way: Way, kind: str) -> None:
-    """Make a failure some times; see how long visitors wait."""
+def measure_failures(bench: Bench, way: Way) -> None:
+    """Make each failure some times; see how long visitors wait."""
     place = RelayPlace(bench.lab, PathSpec())
     try:
         with started(way, place, [bench.target("target")]) as running:
             for _ in range(bench.effort.failures):
                 visit(running.endpoints[0])
                 pause(SETTLE_SECONDS)
-                if kind == "link":
-                    watch_failure(bench, way, running, "a cut link", place.cut)
+                watch_failure(bench, way, running, "a cut link", place.cut)
+                if not isinstance(way, Ours):
                     continue
-                (tunnel,) = Ours.status(running, kind)["tunnels"]
+                for role in ("server", "client"):
+                    pause(SETTLE_SECONDS)
+                    (tunnel,) = Ours.status(running, role)["tunnels"]
 
-                def kill(pid: int = tunnel["pid"]) -> None:
-                    os.kill(pid, signal.SIGKILL)
+                    def kill(pid: int = tunnel["pid"]) -> None:
+                        os.kill(pid, signal.SIGKILL)
 
-                watch_failure(bench, way, running, f"kill -9 of the {kind}'s worker", kill)
-                pause(SETTLE_SECONDS)
+                    what = f"kill -9 of the {role}'s worker"
+                    watch_failure(bench, way, running, what, kill)
     finally:
         place.close()
 
@@ -221,7 +219,7 @@ def is_answered(where: Endpoint) -> bool:
 
 def row_start(bench: Bench) -> None:
     """Row 9."""
-    for way in bench.chosen(*MANY):
+    for way in bench.chosen_few(*MANY):
         for count in bench.effort.starts:
             bench.say(f"start-up, {way.name}, {count} tunnels")
             bench.attempt(

@@ -71,7 +71,7 @@ def row_paths(bench: Bench) -> None:
     """Row 4."""
     for rtt in bench.effort.rtts_ms:
         bench.say(f"bulk over {rtt} ms and {LONG_MBIT:g} Mbit/s")
-        for way in bench.chosen(*LONG):
+        for way in bench.chosen_few(*LONG):
             bench.attempt(way, f"{rtt} ms", measure_long, rtt)
     if not bench.effort.losses:
         return
@@ -123,7 +123,7 @@ def measure_losses(bench: Bench, loss: float, congestion: str) -> None:
     with packets(bench.lab, path, congestion) as place:
         iperf3, port = start_iperf3(bench.lab, place)
 
-        for way in bench.chosen(*LOSSY):
+        for way in bench.chosen_few(*LOSSY):
             bench.attempt(way, metric.title, measure_lossy, metric, place, port)
         iperf3.stop()
 
@@ -166,7 +166,7 @@ def row_quiet(bench: Bench) -> None:
                 place = RelayPlace(bench.lab, path)
                 stack.callback(place.close)
                 port = bench.target("target")
-            for way in bench.chosen(*BUSY):
+            for way in bench.chosen_few(*BUSY):
                 what = f"queue of {queue:,} bytes"
                 bench.attempt(way, what, measure_quiet, place, port, queue)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Bulk",
     "Requests",
+    "ask_once",
     "bulk",
     "cpu_seconds",
     "pss_bytes",
@@ -96,6 +98,18 @@ def parse_wrk(said: str, complaint: str = "") -> Requests:
         p99_ms=found["99"],
         errors=sum(map(int, errors.groups())) if errors else 0,
     )
+
+
+def ask_once(where: Endpoint) -> None:
+    """One request, so that what begins with the first visitor is over.
+
+    Raises:
+        OSError: If nobody answers.
+    """
+    with socket.create_connection(where, timeout=EXTRA_SECONDS) as sock:
+        sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        if not sock.recv(1000):
+            raise BenchError("the first visitor was sent away")
 
 
 def bulk(
