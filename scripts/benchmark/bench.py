@@ -44,7 +44,7 @@ class Effort:
     path_seconds: int = 2
     losses: tuple[float, ...] = (0.5, 1.0)
     queues: tuple[int, ...] = (250_000, 5_000_000)
-    probe_seconds: float = 5
+    probe_seconds: float = 4
     """How long a quiet visitor is watched."""
     warm_seconds: float = 2
     """Before that: the load fills the path."""
@@ -63,7 +63,7 @@ class Effort:
     """The ways of rows 4, 5, 7, 8 and 9; none means all."""
 
 
-FULL = Effort(name="full", rounds=3, seconds=2)
+FULL = Effort(name="full", rounds=3, seconds=1)
 QUICK = Effort(
     name="quick",
     rounds=1,

@@ -23,7 +23,7 @@ from benchmark.rows_speed import row_bulk, row_cpu, row_encrypted, row_requests
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from benchmark.goals import Verdict
+    from benchmark.goals import Goal, Verdict
     from benchmark.ways import Way
 
 __all__ = ["main"]
@@ -74,7 +74,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     add("--quick", action="store_true", help="ours and the references alone, in a minute")
     add("--tiny", action="store_true", help=argparse.SUPPRESS)
     add("--rounds", type=int, help="of each pair, in rows 1 to 3 (3)")
-    add("--seconds", type=int, help="of one measurement in rows 1 to 3 and 6 (2)")
+    add("--seconds", type=int, help="of one measurement in rows 1 to 3 and 6 (1)")
     add(
         "--install-peers", action="store_true", help="first, by cargo and go, into .bench/peers"
     )
@@ -133,14 +133,17 @@ def main(words: Sequence[str] | None = None) -> None:
             install_peers(lambda text: print(text, file=sys.stderr))
         ways = choose(arguments, results)
         machine = describe()
+        goals = [one for one in (GATES if is_gated else GOALS) if one.rows <= {*arguments.rows}]
         with Lab() as lab:
-            measure(Bench(lab, effort, results, ways), arguments.rows)
+            bench = Bench(lab, effort, results, ways)
+            measure(bench, arguments.rows)
+            verdicts = judge(results, goals)
+            if is_gated:
+                verdicts = judge_again(bench, goals, verdicts)
     except BenchError as error:
         sys.exit(f"bench: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
-    goals = [goal for goal in (GATES if is_gated else GOALS) if goal.row in arguments.rows]
-    verdicts = judge(results, goals)
     text = write(arguments.out, results, ways, verdicts, machine)
     if arguments.publish:
         publish(arguments.out, text)
@@ -148,6 +151,18 @@ def main(words: Sequence[str] | None = None) -> None:
     print(f"bench: {arguments.out}/table.md, results.json, pictures", file=sys.stderr)
     if is_gated:
         sys.exit(complain(verdicts))
+
+
+def judge_again(bench: Bench, goals: Sequence[Goal], verdicts: list[Verdict]) -> list[Verdict]:
+    """Measure once more what broke a gate: a busy moment of the machine is no regression."""
+    broken = [goal for goal, one in zip(goals, verdicts, strict=True) if one.is_met is False]
+    if not broken:
+        return verdicts
+    bench.say("a gate is broken: once more")
+    again = dataclasses.replace(bench, results=Results())
+    measure(again, sorted(set().union(*(goal.rows for goal in broken))))
+    second = dict(zip(broken, judge(again.results, broken), strict=True))
+    return [second.get(goal, one) for goal, one in zip(goals, verdicts, strict=True)]
 
 
 def complain(verdicts: Sequence[Verdict]) -> int:

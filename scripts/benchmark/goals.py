@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from benchmark.results import figure
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -33,8 +35,8 @@ class Goal(Protocol):
     """Something to reach."""
 
     @property
-    def row(self) -> int:
-        """The row whose figures it needs first."""
+    def rows(self) -> frozenset[int]:
+        """The rows whose figures it needs."""
 
     def judge(self, results: Results) -> Verdict:
         """Look."""
@@ -52,9 +54,9 @@ class Ratio:
     """Keys and ways; those that were not measured are left out."""
 
     @property
-    def row(self) -> int:
-        """From the key."""
-        return int(self.key.split(".")[0])
+    def rows(self) -> frozenset[int]:
+        """From the keys."""
+        return frozenset(row_of(key) for key, _way in ((self.key, ""), *self.others))
 
     def judge(self, results: Results) -> Verdict:
         """Look."""
@@ -80,9 +82,9 @@ class AtMost:
     unit: str
 
     @property
-    def row(self) -> int:
+    def rows(self) -> frozenset[int]:
         """From the key."""
-        return int(self.key.split(".")[0])
+        return frozenset({row_of(self.key)})
 
     def judge(self, results: Results) -> Verdict:
         """Look."""
@@ -106,7 +108,11 @@ class Quiet:
     rate: float = 0
     """The least that the others together must get, Mbit/s."""
     way: str = "ours"
-    row: int = 5
+
+    @property
+    def rows(self) -> frozenset[int]:
+        """From the key."""
+        return frozenset({row_of(self.key)})
 
     def judge(self, results: Results) -> Verdict:
         """Look."""
@@ -122,6 +128,11 @@ class Quiet:
         figure = f"{p99 - idle:+.0f} ms" + (f" at {rate:.0f} Mbit/s" if self.rate else "")
         is_met = p99 - idle <= self.extra_ms and rate >= self.rate
         return Verdict(text=text, figure=figure, is_met=is_met)
+
+
+def row_of(key: str) -> int:
+    """The row of a metric's key."""
+    return int(key.split(".")[0])
 
 
 def judge(results: Results, goals: Sequence[Goal]) -> list[Verdict]:
@@ -151,7 +162,8 @@ def behind(results: Results, ours: Sequence[str], others: Sequence[str]) -> list
         low, high = sorted((best, best_mine))
         if best != best_mine and (best > best_mine) == (rank > 0) and high > 1.05 * low:
             found.append(
-                f"{metric.title}: {name} {best:.3g} {metric.unit}, ours {best_mine:.3g}"
+                f"row {metric.row}, {metric.title}: {name} {figure(best)} {metric.unit}, "
+                f"ours {figure(best_mine)}"
             )
     return found
 
@@ -241,7 +253,7 @@ def _goals() -> list[Goal]:
 GOALS: tuple[Goal, ...] = tuple(_goals())
 """Of issue and design; the soak test and the small machine are tests of their own."""
 
-GATES: tuple[Goal, ...] = (
+GATES: tuple[Ratio, ...] = (
     Ratio(
         text="requests/s, against the reference mux:",
         key="1.c32.rate",

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
+from benchmark.results import figure
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -151,10 +153,3 @@ def _text(
         f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" font-weight="{weight}" '
         f'fill="{colour}" text-anchor="{anchor}">{escape(text)}</text>'
     )
-
-
-def figure(value: float) -> str:
-    """A number with three digits that mean something."""
-    if value == 0 or abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.3g}"

@@ -8,8 +8,8 @@ import orjson
 
 from benchmark.goals import behind
 from benchmark.lab import ROOT
-from benchmark.pictures import PICTURES, draw, figure
-from benchmark.results import ROWS
+from benchmark.pictures import PICTURES, draw
+from benchmark.results import ROWS, figure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from benchmark.results import Metric, Results
     from benchmark.ways import Way
 
-__all__ = ["PAGE", "PICTURE_FOLDER", "markdown", "publish", "write"]
+__all__ = ["fill", "markdown", "publish", "write"]
 
-PAGE = ROOT / "docs" / "BENCHMARKS.md"
-PICTURE_FOLDER = ROOT / "docs" / "benchmarks"
-BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
+README_PICTURES = 2
+"""So many of them; the page has all."""
+BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 
 OURS = ("ours", "ours-plain")
 NOT_TUNNELS = ("direct", "relays", "mux")
@@ -159,17 +159,23 @@ def write(
     return text
 
 
-def publish(folder: Path, text: str) -> None:
-    """Put a run's figures into the page, and its pictures and samples beside it."""
-    page = PAGE.read_text()
-    before, rest = page.split(BEGIN, 1)
-    after = rest.split(END, 1)[1]
-    pictures = "\n".join(
-        f"![{picture.title}](benchmarks/{picture.file})"
-        for picture in PICTURES
-        if (folder / picture.file).exists()
-    )
-    PAGE.write_text(f"{before}{BEGIN}\n\n{pictures}\n\n{text}\n{END}{after}")
-    PICTURE_FOLDER.mkdir(exist_ok=True)
+def publish(folder: Path, text: str, root: Path = ROOT) -> None:
+    """Put a run's figures into the page, pictures into README, and the samples beside them."""
+    shown = [one for one in PICTURES if (folder / one.file).exists()]
+    for path, where, pictures, more in (
+        (root / "docs" / "BENCHMARKS.md", "benchmarks", shown, text),
+        (root / "README.md", "docs/benchmarks", shown[:README_PICTURES], ""),
+    ):
+        lines = "\n".join(f"![{one.title}]({where}/{one.file})" for one in pictures)
+        fill(path, f"{lines}\n\n{more}".strip())
+    kept = root / "docs" / "benchmarks"
+    kept.mkdir(exist_ok=True)
     for path in (*folder.glob("*.svg"), folder / "results.json"):
-        (PICTURE_FOLDER / path.name).write_bytes(path.read_bytes())
+        (kept / path.name).write_bytes(path.read_bytes())
+
+
+def fill(path: Path, text: str) -> None:
+    """Replace what stands between the two marks of a page."""
+    before, rest = path.read_text().split(BEGIN, 1)
+    after = rest.split(END, 1)[1]
+    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")

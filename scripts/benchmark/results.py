@@ -10,7 +10,7 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["ROWS", "Metric", "Results"]
+__all__ = ["ROWS", "Metric", "Results", "figure"]
 
 ROWS = {
     1: "Requests and connections, not encrypted",
@@ -86,3 +86,10 @@ class Results:
             }
             for metric in self.metrics.values()
         ]
+
+
+def figure(value: float) -> str:
+    """A number with three digits that mean something."""
+    if value == 0 or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"

@@ -292,10 +292,11 @@ class Ssh(Way):
 
 
 def output_of(*command: str) -> str:
-    """The first line with a number that a program says, in a few words."""
+    """The line with a version that a program says, or else its first, in a few words."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except OSError as error:
         return str(error)
-    said = [line for line in (done.stdout + done.stderr).splitlines() if re.search(r"\d", line)]
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    said = [line for line in lines if re.search(r"\d\.\d+\.\d", line)] or lines
     return re.sub(r"\s+", " ", said[0]).strip()[:MAX_VERSION_CHARACTERS] if said else ""
