@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from benchmark.results import Results
 
-__all__ = ["GATES", "GOALS", "AtMost", "Goal", "Quiet", "Ratio", "Verdict", "behind", "judge"]
+__all__ = ["GATES", "GOALS", "Bound", "Goal", "Quiet", "Ratio", "Verdict", "behind", "judge"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +72,7 @@ class Ratio:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AtMost:
+class Bound:
     """A figure of ours is not above a bound."""
 
     text: str
@@ -232,14 +232,14 @@ def _goals() -> list[Goal]:
     )
     for side in ("server", "client"):
         goals += [
-            AtMost(
+            Bound(
                 text=f"100 tunnels and their master, {side}:",
                 key=f"7.tunnels100.{side}",
                 way=secure,
                 bound=360,
                 unit="MB",
             ),
-            AtMost(
+            Bound(
                 text=f"an idle visitor, {side}:",
                 key=f"7.idle10000.{side}",
                 way=secure,

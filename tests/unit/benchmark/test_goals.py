@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmark.goals import GATES, GOALS, AtMost, Quiet, Ratio, behind, judge
+from benchmark.goals import GATES, GOALS, Bound, Quiet, Ratio, behind, judge
 from benchmark.results import Metric, Results
 
 
@@ -66,7 +66,7 @@ def test_a_ratio_is_held_against_the_best_of_the_others():
 
 
 def test_a_bound_may_be_reached_and_not_passed():
-    bound = AtMost(text="t", key="7.a", way="ours", bound=360, unit="MB")
+    bound = Bound(text="t", key="7.a", way="ours", bound=360, unit="MB")
     assert bound.judge(results(r7_a__ours=360)).is_met is True
     assert bound.judge(results(r7_a__ours=360.1)).is_met is False
     assert bound.rows == {7}
