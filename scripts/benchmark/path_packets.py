@@ -169,7 +169,9 @@ def main() -> None:
         )
         for _direction in range(2)
     )
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # The end of the standard input is the signal to go, also when our parent dies; another
+    # one in the middle of the removal would leave half of it behind.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     names, (first, second) = settings.namespaces, ADDRESSES
     try:
         near = open_end(names[0], first, second, settings.congestion)

@@ -8,7 +8,7 @@ import sys
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from benchmark.lab import BenchError, pause, wait_for
+from benchmark.lab import ROOT, BenchError, pause, wait_for
 from benchmark.places import (
     PathSpec,
     Place,
@@ -46,6 +46,8 @@ LOSSY = ("direct", "ours", "ssh-best", "frp", "rathole", "bore", "chisel")
 BUSY = ("direct", "ours", "mux", "ssh", "frp", "rathole", "bore", "chisel")
 
 LONG_MBIT = 1000.0
+LONG_QUEUE_BYTES = 2_500_000
+"""20 ms of that rate."""
 LOSSY_PATH = {"rtt_ms": 40.0, "mbit": 100.0, "queue_bytes": 500_000}
 """One round trip's worth of queue."""
 LOSSY_EXTRA_SECONDS = 2
@@ -91,7 +93,9 @@ def row_paths(bench: Bench) -> None:
 
 def measure_long(bench: Bench, way: Way, rtt: int) -> None:
     """Down and up over a relay with a delay."""
-    place = RelayPlace(bench.lab, PathSpec(rtt_ms=rtt, mbit=LONG_MBIT))
+    place = RelayPlace(
+        bench.lab, PathSpec(rtt_ms=rtt, mbit=LONG_MBIT, queue_bytes=LONG_QUEUE_BYTES)
+    )
     try:
         with started(way, place, bench.target("iperf3")) as running:
             for direction in bench.effort.directions:
@@ -230,6 +234,7 @@ def probe(place: Place, where: Endpoint, seconds: float) -> list[float]:
         command,
         capture_output=True,
         text=True,
+        cwd=ROOT / "scripts",
         timeout=seconds + PROBE_EXTRA_SECONDS,
         check=False,
     )

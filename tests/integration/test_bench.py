@@ -6,20 +6,22 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import orjson
 import pytest
 
 from benchmark.catalogue import WAYS
 from benchmark.lab import Lab
-from benchmark.places import PathSpec, Place, RelayPlace
-from benchmark.probe import STAMP
+from benchmark.places import PathSpec, Place, RelayPlace, missing_packets, packets
 from benchmark.results import ROWS
+from benchmark.rows_paths import busy, moved, probe
 from benchmark.tools import start_target
 from tests.support.pattern import PatternChecker, pattern
-from tests.support.require import require_program
+from tests.support.require import require_ability, require_program, require_root
 from tests.support.service import ROOT
 from tests.support.sockets import accept, connect, listener
+from tests.support.wait import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -100,18 +102,35 @@ def test_a_relayed_path_takes_its_time_and_can_be_cut(lab):
     with socket.create_connection(place.reach(port), timeout=10) as visitor:
         visitor.sendall(b"e!")
         assert visitor.recv(1) == b"!"
-        command = [sys.executable, "-m", "benchmark.probe", f"127.0.0.1:{place.reach(port)[1]}"]
-        done = subprocess.run(
-            [*command, "--seconds", "0.3"],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            env={**os.environ, "PYTHONPATH": f"{ROOT / 'scripts'}"},
-            check=True,
-        )
-        trips = [float(word) for word in done.stdout.split()]
+        trips = probe(place, place.reach(port), 0.3)
         assert len(trips) == 30
         assert min(trips) >= 40
         place.cut()
         with pytest.raises(ConnectionResetError):
-            visitor.recv(STAMP.size)
+            visitor.recv(1)
+
+
+@pytest.mark.needs_root
+def test_a_path_of_packets_takes_its_time_and_leaves_nothing_behind(lab):
+    require_root()
+    require_program("ip")
+    require_ability(missing_packets())
+    before = namespaces()
+    path = PathSpec(rtt_ms=40, mbit=100, queue_bytes=100_000)
+    with packets(lab, path, "") as place:
+        made = namespaces() - before
+        assert len(made) == 2
+        target, port = start_target(lab, place)
+        host, port = place.reach(port)
+        trips = probe(place, (host, port), 0.3)
+        assert len(trips) == 30
+        assert min(trips) >= 40
+        with busy(place, (host, port), "--down", "2") as load:
+            first = wait_until(lambda: moved(load), 10)
+            wait_until(lambda: moved(load)[0] > first[0] + 1_000_000, 20)
+        target.stop()
+    assert not made & namespaces()
+
+
+def namespaces():
+    return {path.name for path in Path("/var/run/netns").glob("ttb*")}
