@@ -227,6 +227,9 @@ def _begin_child(master_pid: int, keep: Sequence[int], mask: SignalMask) -> None
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != master_pid:
         os._exit(ExitCode.TEMPORARY)
+    # What the master had and has dropped, and no collector has seen yet, must not be collected
+    # here: its sockets would close numbers that are long those of others.
+    gc.freeze()
     _close_all_but(keep)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _reset_signals(mask)

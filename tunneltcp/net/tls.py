@@ -120,6 +120,13 @@ class TlsConnection:
                 raise _failure("closed in the middle of it")
             self._raw_left -= len(data)
             self._incoming.write(data)
+        return self._step()
+
+    def say_hello(self) -> None:
+        """Begin as a client; receive nothing: who looks first may find that this is no TLS."""
+        self._step()
+
+    def _step(self) -> bool:
         try:
             self._tls.do_handshake()
         except ssl.SSLWantReadError:
