@@ -24,6 +24,7 @@ from tunneltcp.net.loop import Loop
 from tunneltcp.protocol.errors import GoawayCode, ResetCode
 from tunneltcp.protocol.session import Session
 from tunneltcp.relay.memory import receive_buffer
+from tunneltcp.workers.congestion import use_congestion
 from tunneltcp.workers.host import MasterHost
 from tunneltcp.workers.visitors import Visitors, describe_end, find
 
@@ -310,6 +311,7 @@ class Worker:
         else:
             self.log.info("link up with {} after {:.2f} s", link.peer, seconds)
         self._set_grace_timer(link.session.links.is_settled)
+        use_congestion(link, self.context.congestion, self.log)
         link.start(rest)
         link.ask_for_life()
 
