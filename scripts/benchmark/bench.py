@@ -83,6 +83,7 @@ QUICK = Effort(
     idle=(500,),
     starts=(1, 10),
     failures=1,
+    directions=("down",),
     few=("direct", "mux", "ours"),
 )
 TINY = Effort(

@@ -212,7 +212,7 @@ class Lab:
         limits = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
         last = max(min(32_000, int(limits[0])), FIRST_PORT + 2_000)
         for _ in range(1000):
-            port = random.randrange(FIRST_PORT, last)  # noqa: S311 - no secret
+            port = random.randrange(FIRST_PORT, last)
             if port in self._taken:
                 continue
             with socket.socket() as probe:

@@ -1,8 +1,8 @@
 """Busy visitors: downloads, uploads, and downloads that are never read.
 
 ``python -m benchmark.load HOST:PORT --down 4 --up 0 --stalled 1`` runs until its standard
-input ends. On each line ``?`` it says how many bytes were downloaded and how many were
-uploaded (taken by the kernel) until now, and the time. It wants a :mod:`benchmark.target`.
+input ends. For each line there it says how many bytes were downloaded until now, and the
+time. It wants a :mod:`benchmark.target`.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ def main() -> None:
     for _ in range(settings.up):
         selector.register(visit(settings.where, b"u"), WRITE)
     selector.register(sys.stdin, READ)
-    moved = {READ: 0, WRITE: 0}
+    downloaded = 0
     buffer = bytearray(1 << 18)
     while True:
         for key, events in selector.select():
             if key.fileobj is sys.stdin:
                 if not os.read(key.fd, 100):
                     return
-                sys.stdout.write(f"{moved[READ]} {moved[WRITE]} {time.monotonic()}\n")
+                sys.stdout.write(f"{downloaded} {time.monotonic()}\n")
                 sys.stdout.flush()
                 continue
             visitor = key.fileobj
@@ -68,7 +68,7 @@ def main() -> None:
                 size = visitor.recv_into(buffer) if events & READ else visitor.send(BLOCK)
                 if not size:
                     raise ConnectionError("a busy visitor was sent away")
-                moved[events] += size
+                downloaded += size if events & READ else 0
 
 
 if __name__ == "__main__":

@@ -158,7 +158,7 @@ def main() -> None:
     parser.add_argument("--congestion", default="", help="such as cubic; the machine's own")
     parser.add_argument("namespaces", nargs=2)
     settings = parser.parse_args()
-    chance = random.Random(7)  # noqa: S311 - the same losses each time
+    chance = random.Random(7)
     one, other = (
         Queue(
             settings.mbit * 1e6 / 8,

@@ -172,13 +172,16 @@ def row_quiet(bench: Bench) -> None:
             else:
                 place = RelayPlace(bench.lab, path)
                 stack.callback(place.close)
-                port = bench.target("target")
+                target, port = start_target(bench.lab, Place(bench.lab))
+                stack.callback(target.stop)
             for way in bench.chosen_few(*BUSY):
                 what = f"queue of {queue:,} bytes"
-                bench.attempt(way, what, measure_quiet, place, port, queue)
+                bench.attempt(way, what, measure_quiet, place, target, port, queue)
 
 
-def measure_quiet(bench: Bench, way: Way, place: Place, port: int, queue: int) -> None:
+def measure_quiet(
+    bench: Bench, way: Way, place: Place, target: Program, port: int, queue: int
+) -> None:
     """Idle, beside one that never reads, and beside four busy ones."""
     name = f"{queue / 1e6:g} MB queue"
     with started(way, place, port) as running:
@@ -194,11 +197,11 @@ def measure_quiet(bench: Bench, way: Way, place: Place, port: int, queue: int) -
             words = (f"--{direction}", str(BUSY_STREAMS), "--stalled", "1")
             with busy(place, where, *words) as load:
                 pause(bench.effort.warm_seconds)
-                before = moved(load)
+                receiver = load if direction == "down" else target
+                before = moved(receiver)
                 trips = probe(place, where, bench.effort.probe_seconds)
-                after = moved(load)
-            at = 0 if direction == "down" else 1
-            rate = (after[at] - before[at]) * 8e-6 / (after[2] - before[2])
+                after = moved(receiver)
+            rate = (after[0] - before[0]) * 8e-6 / (after[1] - before[1])
             what = f"{name}, {BUSY_STREAMS} {direction}loads"
             quiet(bench, f"5.q{queue}.{direction}", what, way, trips)
             metric = Metric(
@@ -254,15 +257,15 @@ def busy(place: Place, where: Endpoint, *words: str) -> Iterator[Program]:
         load.stop()
 
 
-def moved(load: Program) -> tuple[float, float, float]:
-    """Bytes down and up until now, and the time, as a load says it."""
-    lines = load.log.read_text().count("\n")
-    load.tell("?")
+def moved(program: Program) -> tuple[float, float]:
+    """Bytes that arrived until now, and the time, as a load or a target says it."""
+    lines = program.log.read_text().count("\n")
+    program.tell("?")
 
     def answer() -> str:
-        load.check()
-        text = load.log.read_text()
+        program.check()
+        text = program.log.read_text()
         return text.splitlines()[-1] if text.count("\n") > lines else ""
 
-    down, up, now = map(float, wait_for(answer, 10, "the load says how much it moved").split())
-    return down, up, now
+    size, now = map(float, wait_for(answer, 10, "it is said how much arrived").split())
+    return size, now

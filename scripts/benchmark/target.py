@@ -2,13 +2,16 @@
 
 ``e``: sends back what comes, ``d``: sends for ever, ``u``: takes for ever.
 
-``python -m benchmark.target HOST:PORT``
+``python -m benchmark.target HOST:PORT`` says, for each line on its standard input, how many
+bytes were taken by ``u`` until now, and the time.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
+import time
 
 from benchmark.reference_relay import address
 
@@ -21,6 +24,8 @@ class Target(asyncio.Protocol):
     transport: asyncio.Transport
     wish = b""
     may_write = True
+    taken = 0
+    """Bytes, of all connections."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A visitor is here."""
@@ -36,6 +41,8 @@ class Target(asyncio.Protocol):
                 self.fill()
         if self.wish == b"e":
             self.transport.write(data)
+        elif self.wish == b"u":
+            Target.taken += len(data)
 
     def pause_writing(self) -> None:
         """Enough for now."""
@@ -53,10 +60,20 @@ class Target(asyncio.Protocol):
             self.transport.write(BLOCK)
 
 
+def tell() -> None:
+    """Somebody asks how much was taken."""
+    if not os.read(sys.stdin.fileno(), 100):
+        asyncio.get_running_loop().remove_reader(sys.stdin)
+        return
+    sys.stdout.write(f"{Target.taken} {time.monotonic()}\n")
+    sys.stdout.flush()
+
+
 async def main() -> None:
     """Serve."""
     host, port = address(sys.argv[1])
     loop = asyncio.get_running_loop()
+    loop.add_reader(sys.stdin, tell)
     server = await loop.create_server(Target, host, port, backlog=4096)
     await server.serve_forever()
 

@@ -128,6 +128,8 @@ def test_a_path_of_packets_takes_its_time_and_leaves_nothing_behind(lab):
         with busy(place, (host, port), "--down", "2") as load:
             first = wait_until(lambda: moved(load), 10)
             wait_until(lambda: moved(load)[0] > first[0] + 1_000_000, 20)
+        with busy(place, (host, port), "--up", "1"):
+            wait_until(lambda: moved(target)[0] > 1_000_000, 20)
         target.stop()
     assert not made & namespaces()
 
