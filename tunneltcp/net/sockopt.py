@@ -152,10 +152,11 @@ def set_congestion(fd: int, name: str) -> None:
         OSError: ENOENT: the kernel has none of that name; EPERM: it is not for us;
             ENOPROTOOPT: this system offers no choice.
     """
-    if sys.platform != "linux":
+    if sys.platform == "linux":
+        with socket.socket(fileno=os.dup(fd)) as sock:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode())
+    else:
         raise OSError(errno.ENOPROTOOPT, os.strerror(errno.ENOPROTOOPT))
-    with socket.socket(fileno=os.dup(fd)) as sock:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode())
 
 
 def close_cleanly(sock: socket.socket) -> None:
