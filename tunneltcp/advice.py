@@ -7,10 +7,12 @@ the log, on the terminal and in the status.
 from __future__ import annotations
 
 from enum import Enum
+from errno import errorcode
 
 __all__ = [
     "Trouble",
     "claim_trouble",
+    "congestion_trouble",
     "connect_trouble",
     "link_trouble",
     "port_trouble",
@@ -287,3 +289,28 @@ def port_trouble(port: int, holder: str, *, listens: bool, reserved: str = "") -
     if listens:
         return f"port {port} is busy: {holder}; stop that program, or choose another port"
     return f"port {port} is busy: {holder} and may leave soon; {keep}"
+
+
+def congestion_trouble(name: str, number: int, kernel_says: str) -> str:
+    """Say why a link could not have the congestion control that the config wants.
+
+    Args:
+        name: As in the config.
+        number: The errno.
+        kernel_says: Its text.
+    """
+    match errorcode.get(number):
+        case "EPERM":
+            why = (
+                f"this machine keeps {name} for root: name it in the sysctl "
+                "net.ipv4.tcp_allowed_congestion_control"
+            )
+        case "ENOENT":
+            why = (
+                f"this kernel has no {name} (the sysctl "
+                f"net.ipv4.tcp_available_congestion_control says what it has): try "
+                f"modprobe tcp_{name}, and name it in net.ipv4.tcp_allowed_congestion_control"
+            )
+        case _:
+            why = kernel_says
+    return f"the link keeps the congestion control of the system, not {name}: {why}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import string
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from tunneltcp.advice import (
     Trouble,
     claim_trouble,
+    congestion_trouble,
     connect_trouble,
     link_trouble,
     port_trouble,
@@ -139,3 +141,17 @@ def test_who_has_a_port():
     unknown = port_trouble(60001, "", listens=False)
     assert "ss -tanp 'sport = :60001'" in unknown
     assert unknown.endswith(f"{RESERVE}60001")
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.EPERM, ["keeps bbr for root", "net.ipv4.tcp_allowed_congestion_control"]),
+        (errno.ENOENT, ["has no bbr", "tcp_available_congestion_control", "modprobe tcp_bbr"]),
+        (errno.ENOPROTOOPT, ["bbr: no way"]),
+    ],
+)
+def test_a_congestion_control_that_cannot_be_had(number, words):
+    said = congestion_trouble("bbr", number, "no way")
+    assert said.startswith("the link keeps the congestion control of the system")
+    assert all(word in said for word in words), said

@@ -157,6 +157,19 @@ class TunnelConfig:
             for_all=True,
         ),
     )
+    congestion: str = field(
+        default="system",
+        metadata=described(
+            "congestion",
+            "choice",
+            """How the link finds out what its path can carry, for what this side sends: by
+            `"bbr"` a full queue on the way is noticed and mostly avoided, and single losses do
+            not slow it. What this machine does not have or does not allow is a line in the log
+            that names the sysctl, and the link uses the system's.""",
+            choices=("system", "bbr", "cubic", "reno"),
+            for_all=True,
+        ),
+    )
     max_visitors: int = field(
         default=DEFAULT_MAX_VISITORS,
         metadata=described(

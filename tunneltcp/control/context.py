@@ -115,3 +115,5 @@ class WorkerContext:
     master_pid: int
     resume_grace_seconds: float = 60.0
     """How long a session without a link keeps its streams, and its client the port."""
+    congestion: str = "system"
+    """Congestion control of the link; "system": whatever the kernel chooses."""

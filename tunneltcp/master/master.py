@@ -292,6 +292,7 @@ class Master:
             hold_seconds=tunnel.hold_seconds,
             resume_grace_seconds=tunnel.resume_grace_seconds,
             idle_ping_seconds=tunnel.idle_ping_seconds,
+            congestion=tunnel.congestion,
             max_visitors=tunnel.max_visitors,
             budget_bytes=self._budget,
             run_as=self.config.run_as,

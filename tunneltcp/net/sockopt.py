@@ -32,6 +32,7 @@ __all__ = [
     "prepare_connection",
     "prepare_link",
     "prepare_listener",
+    "set_congestion",
 ]
 
 Buffers = list[bytes | memoryview]
@@ -142,6 +143,20 @@ def prepare_link(sock: socket.socket) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, LINK_UNSENT_BYTES)
         if sys.platform == "linux":
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, LINK_TIMEOUT_MS)
+
+
+def set_congestion(fd: int, name: str) -> None:
+    """Choose how a connection finds out what its path can carry.
+
+    Raises:
+        OSError: ENOENT: the kernel has none of that name; EPERM: it is not for us;
+            ENOPROTOOPT: this system offers no choice.
+    """
+    if sys.platform == "linux":
+        with socket.socket(fileno=os.dup(fd)) as sock:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode())
+    else:
+        raise OSError(errno.ENOPROTOOPT, os.strerror(errno.ENOPROTOOPT))
 
 
 def close_cleanly(sock: socket.socket) -> None:

@@ -103,6 +103,10 @@ class Link:
         self._measured = loop.now
         self._pings: dict[int, float] = {}
 
+    def fileno(self) -> int:
+        """The descriptor of its connection."""
+        return self._fd
+
     @property
     def is_doubted(self) -> bool:
         """Whether the peer is silent for too long."""

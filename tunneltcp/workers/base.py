@@ -24,6 +24,7 @@ from tunneltcp.net.loop import Loop
 from tunneltcp.protocol.errors import GoawayCode, ResetCode
 from tunneltcp.protocol.session import Session
 from tunneltcp.relay.memory import receive_buffer
+from tunneltcp.workers.congestion import use_congestion
 from tunneltcp.workers.host import MasterHost
 from tunneltcp.workers.visitors import Visitors, describe_end, find
 
@@ -305,6 +306,7 @@ class Worker:
         after = "" if seconds is None else f" after {seconds:.2f} s"
         self.log.info("link up with {}{}", self.name_of(link), after)
         self._set_grace_timer(link.session.links.is_settled)
+        use_congestion(link, self.context.congestion, self.log)
         link.start(rest)
         link.ask_for_life()
 

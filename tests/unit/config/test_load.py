@@ -64,12 +64,13 @@ def test_the_long_form_with_everything():
         {
             "tunnels": [
                 {"remote_port": 60001, "local_port": 80, "local_host": "::1", "name": "web"},
-                {"remote_port": 60002, "local_port": 81, "hold": 0, "idle_ping": 30},
+                {"remote_port": 60002, "local_port": 81, "hold": 0, "congestion": "reno"},
                 {"remote_port": 60003, "local_port": 82, "max_visitors": 7, "link_port": 9},
             ],
             "server": "vps.example",
             "hold": 3,
             "idle_ping": 4.5,
+            "congestion": "bbr",
             "max_visitors": 10,
             "drain": 1,
             "budget": 8 << 20,
@@ -80,7 +81,8 @@ def test_the_long_form_with_everything():
     )
     first, second, third = config.tunnels
     assert (first.hold_seconds, first.idle_ping_seconds, first.max_visitors) == (3, 4.5, 10)
-    assert (second.hold_seconds, second.idle_ping_seconds) == (0, 30)
+    assert (second.hold_seconds, second.idle_ping_seconds) == (0, 4.5)
+    assert (first.congestion, second.congestion) == ("bbr", "reno")
     assert (third.max_visitors, third.link_port) == (7, 9)
     assert (config.budget_bytes, config.log_bytes, config.log_files) == (8 << 20, 10_000, 2)
 

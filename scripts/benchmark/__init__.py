@@ -1,0 +1,1 @@
+"""The comparison: tunneltcp beside other ways to reach the same target, on one machine."""
