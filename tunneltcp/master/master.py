@@ -290,6 +290,7 @@ class Master:
             hold_seconds=tunnel.hold_seconds,
             resume_grace_seconds=tunnel.resume_grace_seconds,
             idle_ping_seconds=tunnel.idle_ping_seconds,
+            crash_safe=tunnel.crash_safe,
             max_visitors=tunnel.max_visitors,
             budget_bytes=self._budget,
             log_path=self.folders.log / f"tunnel-{port}.log",

@@ -10,11 +10,14 @@ from tunneltcp.errors import ControlChannelError
 
 __all__ = [
     "Answer",
+    "KeeperMade",
     "LinkChanged",
     "Ready",
     "Replace",
     "Resolve",
+    "StoodStill",
     "TargetChanged",
+    "TookOver",
     "Warned",
     "WorkerMessage",
     "parse_message",
@@ -83,7 +86,43 @@ class Answer:
     """As it goes on to whoever asked."""
 
 
-WorkerMessage = Answer | Ready | Replace | LinkChanged | Resolve | TargetChanged | Warned
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeeperMade:
+    """It has a keeper now."""
+
+    pid: int
+    """0: it could not make one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TookOver:
+    """It has what the worker before it carried."""
+
+    streams: int
+    reset: int
+    """Those that it could not go on with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoodStill:
+    """What it took over goes on."""
+
+    seconds: float
+    """Since the worker before it died."""
+
+
+WorkerMessage = (
+    Answer
+    | KeeperMade
+    | LinkChanged
+    | Ready
+    | Replace
+    | Resolve
+    | StoodStill
+    | TargetChanged
+    | TookOver
+    | Warned
+)
 
 
 def parse_message(message: dict[str, Any]) -> WorkerMessage:
@@ -101,6 +140,12 @@ def parse_message(message: dict[str, Any]) -> WorkerMessage:
         case {"type": "resolve", "host": str(host), "port": int(port)}:
             if 1 <= len(host) <= 253 and 0 <= port <= 65_535:
                 found = Resolve(host=host, port=port)
+        case {"type": "keeper", "pid": int(pid)}:
+            found = KeeperMade(pid=pid)
+        case {"type": "took_over", "streams": int(streams), "reset": int(reset)}:
+            found = TookOver(streams=streams, reset=reset)
+        case {"type": "stood_still", "seconds": float(seconds)}:
+            found = StoodStill(seconds=seconds)
         case {"type": "answer", "number": int(number), "body": dict(body)}:
             found = Answer(number=number, body=body)
         case {"type": "link", "state": "up" | "down" | "doubted" as state}:

@@ -13,6 +13,7 @@ from loguru import logger
 from tunneltcp.advice import link_trouble
 from tunneltcp.errors import ExitCode
 from tunneltcp.log import Throttle
+from tunneltcp.master.messages import StoodStill, TookOver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -118,6 +119,7 @@ class Reporter:
         self._events = Throttle(burst=_EVENTS_BURST, max_kinds=8)
         self._link_up = False
         self._was_blocked = False
+        self._taken: TookOver | None = None
 
     @property
     def trouble(self) -> str:
@@ -139,6 +141,16 @@ class Reporter:
         """The worker serves."""
         if self._events.admit("ready", self._loop.now) is not None:
             self._log.info("worker {} ready after {:.3f} s", pid, seconds)
+
+    def took_over(self, what: TookOver | StoodStill) -> None:
+        """The worker has what the one before it carried."""
+        if isinstance(what, TookOver):
+            self._taken = what
+        elif self._events.admit("took over", self._loop.now) is not None:
+            taken, self._taken = self._taken, None
+            streams, reset = (taken.streams, taken.reset) if taken else (0, 0)
+            text = "{} streams taken over, {} reset; they stood still for {:.3f} s"
+            self._log.info(text, streams, reset, what.seconds)
 
     def exited(self, exit_: LastExit, *, expected: bool) -> None:
         """The worker is gone."""

@@ -104,8 +104,8 @@ def fork_worker(
     try:
         _unmap(maps)
         fds = [context.channel_fd, context.counters_fd, context.memory_fd]
-        fds = [context.channel_fd, context.counters_fd, context.memory_fd]
-        fds += [fd for fd in (context.keys_fd, context.certificate_fd) if fd >= 0]
+        given = (context.keys_fd, context.certificate_fd, context.keeper_fd)
+        fds += [fd for fd in (*given, *context.old_keeper_fds) if fd >= 0]
         _begin_child(context.master_pid, (*context.listener_fds, *fds), mask)
         _reopen_standard(context.log_path)
         setup_log(
