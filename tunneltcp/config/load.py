@@ -59,7 +59,6 @@ _SPECIAL: Final = ("tunnels", "server", "bind", "token")
 """Fields of the top that are read by functions of their own."""
 _LATER_KEYS: Final = (
     "clients",
-    "crash_safe",
     "max_rss",
     "max_fds",
 )

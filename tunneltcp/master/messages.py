@@ -131,7 +131,7 @@ def parse_message(message: dict[str, Any]) -> WorkerMessage:
     Raises:
         ControlChannelError: If no worker says such a thing.
     """
-    found: WorkerMessage | None = None
+    found: WorkerMessage | None = _parse_succession(message)
     match message:
         case {"type": "ready"}:
             found = Ready()
@@ -140,12 +140,6 @@ def parse_message(message: dict[str, Any]) -> WorkerMessage:
         case {"type": "resolve", "host": str(host), "port": int(port)}:
             if 1 <= len(host) <= 253 and 0 <= port <= 65_535:
                 found = Resolve(host=host, port=port)
-        case {"type": "keeper", "pid": int(pid)}:
-            found = KeeperMade(pid=pid)
-        case {"type": "took_over", "streams": int(streams), "reset": int(reset)}:
-            found = TookOver(streams=streams, reset=reset)
-        case {"type": "stood_still", "seconds": float(seconds)}:
-            found = StoodStill(seconds=seconds)
         case {"type": "answer", "number": int(number), "body": dict(body)}:
             found = Answer(number=number, body=body)
         case {"type": "link", "state": "up" | "down" | "doubted" as state}:
@@ -164,6 +158,17 @@ def parse_message(message: dict[str, Any]) -> WorkerMessage:
     if found is None:
         raise ControlChannelError("it said what no worker says")
     return found
+
+
+def _parse_succession(message: dict[str, Any]) -> KeeperMade | TookOver | StoodStill | None:
+    match message:
+        case {"type": "keeper", "pid": int(pid)}:
+            return KeeperMade(pid=pid)
+        case {"type": "took_over", "streams": int(streams), "reset": int(reset)}:
+            return TookOver(streams=streams, reset=reset)
+        case {"type": "stood_still", "seconds": float(seconds)}:
+            return StoodStill(seconds=seconds)
+    return None
 
 
 def _text(value: object) -> str:

@@ -36,8 +36,9 @@ __all__ = [
     "ProcessState",
 ]
 
-STABLE_SECONDS: Final = 10.0
-"""A worker that ran this long had no trouble starting: its successor comes at once."""
+STABLE_SECONDS: Final = 1.0
+"""A worker that ran this long had no trouble starting: its successor comes at once. So even
+one that dies for ever is started no more than once a second."""
 
 RESTART_DELAYS: Final = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 """Seconds before the first, second ... restart of a worker that keeps crashing."""
@@ -170,8 +171,8 @@ class ProcessLife:
     """One worker's state, its failures so far and its deadline."""
 
     __slots__ = (
-        "_asked", "_blocked", "_drain_said", "_failures", "_jitter", "_spawned", "_spawns", "_wanted",
-        "deadline", "drain_seconds", "state",
+        "_asked", "_blocked", "_drain_said", "_failures", "_jitter", "_spawned", "_spawns",
+        "_wanted", "deadline", "drain_seconds", "state",
     )  # fmt: skip
 
     def __init__(

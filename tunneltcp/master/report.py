@@ -13,7 +13,7 @@ from loguru import logger
 from tunneltcp.advice import link_trouble
 from tunneltcp.errors import ExitCode
 from tunneltcp.log import Throttle
-from tunneltcp.master.messages import StoodStill, TookOver
+from tunneltcp.master.messages import StoodStill, TargetChanged, TookOver, Warned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -142,15 +142,24 @@ class Reporter:
         if self._events.admit("ready", self._loop.now) is not None:
             self._log.info("worker {} ready after {:.3f} s", pid, seconds)
 
-    def took_over(self, what: TookOver | StoodStill) -> None:
-        """The worker has what the one before it carried."""
-        if isinstance(what, TookOver):
-            self._taken = what
-        elif self._events.admit("took over", self._loop.now) is not None:
-            taken, self._taken = self._taken, None
-            streams, reset = (taken.streams, taken.reset) if taken else (0, 0)
+    def said(self, what: TargetChanged | Warned | TookOver | StoodStill) -> None:
+        """The worker said something that is only to be known."""
+        match what:
+            case TargetChanged():
+                self.target(what.reason)
+            case Warned():
+                self.warned(what.text)
+            case TookOver():
+                self._taken = what
+            case StoodStill():
+                self._went_on(what.seconds)
+
+    def _went_on(self, seconds: float) -> None:
+        """What the worker before this one carried goes on."""
+        taken, self._taken = self._taken, None
+        if taken is not None and self._events.admit("took over", self._loop.now) is not None:
             text = "{} streams taken over, {} reset; they stood still for {:.3f} s"
-            self._log.info(text, streams, reset, what.seconds)
+            self._log.info(text, taken.streams, taken.reset, seconds)
 
     def exited(self, exit_: LastExit, *, expected: bool) -> None:
         """The worker is gone."""

@@ -340,15 +340,11 @@ class Tunnel:
                 self._around.loop.call_later(_REPLACE_SECONDS, lambda: self._replace(pid))
             case KeeperMade():
                 self.keepers.made(message.pid)
-            case TookOver() | StoodStill():
-                self._report.took_over(message)
             case LinkChanged():
                 self.link_peer = message.peer if message.state != "down" else ""
                 self._report.link(message)
-            case TargetChanged():
-                self._report.target(message.reason)
-            case Warned():
-                self._report.warned(message.text)
+            case TargetChanged() | Warned() | TookOver() | StoodStill():
+                self._report.said(message)
             case Answer():
                 self._questions.answer(message.number, message.body)
             case Resolve():

@@ -3,11 +3,11 @@
 Theory of operation
 -------------------
 Before it serves, a worker takes the sockets that the keepers of those before it have
-(``inherit.py``) and reads the records in the tunnel's memory. Each stream that it finds is judged
-(``relay/verdict.py``), and made again (``protocol/rebuild.py``) or reset. The link died with its
-worker, and is resumed as after any lost link. Both sides do the same, but for a socket without a
-record: on the server it is a visitor that nobody looked at yet, or the old link; on the client
-nothing that is worth keeping.
+(``inherit.py``) and reads the records in the tunnel's memory. Each stream found is judged
+(``relay/verdict.py``), and made again (``protocol/rebuild.py``) or reset. The link died with
+its worker, and is resumed as after any lost link. Both sides do the same, but for a socket
+without a record: on the server it is a visitor that nobody looked at yet, or the old link; on
+the client nothing that is worth keeping.
 """
 
 from __future__ import annotations
