@@ -168,6 +168,11 @@ class TwoEnds(RuleBasedStateMachine):
             self.pair.offered = None
 
     @precondition(lambda self: self.ends())
+    @rule(side=st.integers(0, 1))
+    def worker_dies(self, side):
+        self.pair.die(self.pair.sides[side])
+
+    @precondition(lambda self: self.ends())
     @rule(resumes=st.sampled_from([True, True, True, False]))
     def server_takes_a_link(self, resumes):
         """An older one may still be up, even one that the client never got."""

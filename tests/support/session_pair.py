@@ -24,8 +24,10 @@ from typing import TYPE_CHECKING, Final
 
 from tests.support.frame_factory import addresses
 from tests.support.pattern import PatternChecker, pattern
+from tunneltcp.net.tcp_counters import TcpCounters, TcpState
 from tunneltcp.protocol.arena import MIN_RING_BYTES, Arena
 from tunneltcp.protocol.errors import ResetCode
+from tunneltcp.protocol.rebuild import rebuild_reset, rebuild_stream
 from tunneltcp.protocol.sender import BATCH_BYTES
 from tunneltcp.protocol.session import Session
 from tunneltcp.protocol.table import BYTES_READ as READ_WORD
@@ -42,12 +44,14 @@ from tunneltcp.protocol.table import (
     StreamTable,
 )
 from tunneltcp.protocol.windows import FIRST_WINDOW_BYTES
+from tunneltcp.relay.verdict import Fate, judge
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tunneltcp.protocol.arena import Ring
     from tunneltcp.protocol.stream import Endpoint, Stream
+    from tunneltcp.protocol.table import Record
 
 __all__ = ["MANY", "End", "SessionPair", "Side", "Visit", "Wire"]
 
@@ -73,6 +77,8 @@ class End:
         self.started = False
         """Whether it has a stream."""
         self.record = 0
+        self.acked_floor = 0
+        """What the peer had of it when a worker died; a successor knows that only roughly."""
         self.seed = seed
         # The app's side of the socket.
         self.written = 0
@@ -196,6 +202,35 @@ class End:
             self.over = "reset"
             self.code = code
             self.stream.reset(code)
+
+    def counters(self, *, is_target: bool) -> TcpCounters:
+        """What the kernel would say of this socket."""
+        if not self.connected:
+            return TcpCounters(
+                state=TcpState.SYN_SENT, acked=0, unacked=0, received=0, unread=0
+            )
+        state = {
+            (False, False): TcpState.ESTABLISHED,
+            (True, False): TcpState.CLOSE_WAIT,
+            (False, True): TcpState.FIN_WAIT2,
+            (True, True): TcpState.CLOSE,
+        }[self.ended, self.fin_passed_on]
+        return TcpCounters(
+            state=state,
+            acked=self.taken + self.fin_passed_on + is_target,
+            unacked=0,
+            received=self.written + self.ended,
+            unread=self.written - self.read_bytes,
+        )
+
+    def go_on(self, stream: Stream) -> None:
+        """Belong to a stream that a successor made."""
+        self.stream = stream
+        self.record = stream.record
+        self.watching = not self.finished
+        self.waiting.clear()
+        self.fin_waits = False
+        stream.use(self)
 
     # ------------------------------------------------------------ the session calls
 
@@ -367,15 +402,18 @@ class Side:
         return f"<{self.name} streams={len(self.session.streams)} used={self.arena.used_bytes}>"
 
     def _new_session(self) -> Session:
-        session = Session(
+        session = self._make_session()
+        session.begin(self._first_limit)
+        return session
+
+    def _make_session(self) -> Session:
+        return Session(
             self,
             opens=self._opens,
             arena=self.arena,
             table=self.table,
             max_streams=self.max_streams,
         )
-        session.begin(self._first_limit)
-        return session
 
     def _discard(self, start: int, size: int) -> None:
         """As MADV_REMOVE does: the range reads as zeros."""
@@ -386,6 +424,58 @@ class Side:
         """The link is lost, with all that was under way."""
         self.out, self.inbox = Wire(), Wire()
         self.session.detach()
+
+    def die(self, ends: dict[int, End]) -> None:
+        """The worker dies, and another goes on with its memory and with these sockets.
+
+        Args:
+            ends: By the id of their stream; those that are not over.
+        """
+        left_bytes = self.arena.left_bytes if self._held_back else MANY
+        for end in ends.values():
+            end.acked_floor = max(end.acked_floor, end.stream.acked)
+        self.out, self.inbox = Wire(), Wire()
+        self._held_back = []
+        self.table = StreamTable(memoryview(self.table_memory))
+        self.arena = Arena(memoryview(self.arena_memory), self.budget_bytes, self._discard)
+        self.session = self._make_session()
+        self.session.last_id = self.table.last_id
+        records = self.table.records()
+        rings = self.arena.adopt(record.ring_word for record in records if record.ring_word)
+        for record in records:
+            ring = rings[record.ring_word] if record.ring_word else None
+            self._go_on(record, ring, ends.pop(record.stream_id, None))
+        assert not ends, "a socket without a record"
+        self.hold_back(left_bytes)
+
+    def _go_on(self, record: Record, ring: Ring | None, end: End | None) -> None:
+        kernel = end.counters(is_target=not self._opens) if end is not None else None
+        verdict = judge(record, kernel, connected=not self._opens)
+        if end is None:
+            assert verdict.fate is Fate.RESET, "the record of a stream that is over"
+            rebuild_reset(self.session, record, ring)
+            return
+        if end.connected:
+            assert verdict.fate is Fate.GOES_ON, f"{end}: {record} {kernel} {verdict}"
+        else:
+            assert verdict.fate is Fate.CONNECT, f"{end}: {record} {kernel} {verdict}"
+        assert (verdict.head, verdict.delivered) == (end.read_bytes, end.taken), end
+        assert verdict.fin_delivered == end.fin_passed_on
+        stream = rebuild_stream(
+            self.session,
+            record,
+            ring,
+            head=verdict.head,
+            delivered=verdict.delivered,
+            fin_delivered=verdict.fin_delivered,
+            addresses=addresses(record.cookie - 1000) if self._opens else b"",
+        )
+        if stream is None:
+            rebuild_reset(self.session, record, ring)
+            end.over = "reset"
+            end.code = ResetCode.OVER_LIMIT
+        else:
+            end.go_on(stream)
 
     def attach(self, out: Wire, inbox: Wire, *, resumed: bool) -> None:
         """There is a link again."""
@@ -516,7 +606,8 @@ class Side:
         assert stream.received == end.came
         if stream.ring is not None and stream.head > stream.acked:
             last = stream.head - 1  # the ring is the replay buffer: what is in it is right
-            for offset in {stream.acked, (stream.acked + last) // 2, last}:
+            acked = max(stream.acked, end.acked_floor)
+            for offset in {acked, (acked + last) // 2, last} if acked <= last else ():
                 start = ((words[record + RING_WORD] >> 8) - 1) * MIN_RING_BYTES
                 byte = self.arena_memory[start + offset % stream.ring.size]
                 assert byte == pattern(end.seed, offset, 1)[0], f"ring of {end} at {offset}"
@@ -647,6 +738,13 @@ class SessionPair:
         """The link is lost on both sides; they know it at once."""
         for side in self.sides:
             side.detach()
+        self.offered = None
+
+    def die(self, side: Side) -> None:
+        """A worker dies and is replaced; the other side's link is as it was, and dead."""
+        is_server = side is self.server
+        ends = [visit.visitor if is_server else visit.target for visit in self.visits]
+        side.die({end.stream.id: end for end in ends if end.started and not end.over})
         self.offered = None
 
     def offer(self, *, resumes: bool = True) -> None:

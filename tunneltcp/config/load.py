@@ -61,7 +61,6 @@ _TUNNEL_KEYS: Final = tuple(one.key for one in TUNNEL_SETTINGS)
 _SPECIAL: Final = ("tunnels", "server", "bind", "token", "clients")
 """Fields of the top that are read by functions of their own."""
 _LATER_KEYS: Final = (
-    "crash_safe",
     "max_rss",
     "max_fds",
 )

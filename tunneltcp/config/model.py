@@ -182,6 +182,17 @@ class TunnelConfig:
             for_all=True,
         ),
     )
+    crash_safe: bool = field(
+        default=True,
+        metadata=described(
+            "crash_safe",
+            "flag",
+            """Whether visitors survive the worker that carries them: when it dies, is restarted
+            or gets other settings, its successor goes on with them. It costs one more small
+            process for each worker. Each side decides for itself.""",
+            for_all=True,
+        ),
+    )
     access_log: bool = field(
         default=False,
         metadata=described(

@@ -113,6 +113,14 @@ class WorkerContext:
     counters_fd: int
     memory_fd: int
     master_pid: int
+    crash_safe: bool = False
+    """Whether what it carries is to outlive it, and it takes over what outlived another."""
+    keeper_fd: int = -1
+    """Its keeper's end of a pair of sockets (``relay/keeper.py``)."""
+    old_keeper_fds: tuple[int, ...] = ()
+    """The master's ends of such pairs, of keepers that may hold sockets for it."""
+    died_at: float = 0.0
+    """When the worker before it died, on the monotonic clock; 0.0: there was none."""
     resume_grace_seconds: float = 60.0
     """How long a session without a link keeps its streams, and its client the port."""
     congestion: str = "system"

@@ -293,6 +293,7 @@ class Master:
             resume_grace_seconds=tunnel.resume_grace_seconds,
             idle_ping_seconds=tunnel.idle_ping_seconds,
             congestion=tunnel.congestion,
+            crash_safe=tunnel.crash_safe,
             max_visitors=tunnel.max_visitors,
             budget_bytes=self._budget,
             run_as=self.config.run_as,

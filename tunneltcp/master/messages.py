@@ -10,11 +10,14 @@ from tunneltcp.errors import ControlChannelError
 
 __all__ = [
     "Answer",
+    "KeeperMade",
     "LinkChanged",
     "Ready",
     "Replace",
     "Resolve",
+    "StoodStill",
     "TargetChanged",
+    "TookOver",
     "Warned",
     "WorkerMessage",
     "parse_message",
@@ -85,7 +88,43 @@ class Answer:
     """As it goes on to whoever asked."""
 
 
-WorkerMessage = Answer | Ready | Replace | LinkChanged | Resolve | TargetChanged | Warned
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeeperMade:
+    """It has a keeper now."""
+
+    pid: int
+    """0: it could not make one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TookOver:
+    """It has what the worker before it carried."""
+
+    streams: int
+    reset: int
+    """Those that it could not go on with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoodStill:
+    """What it took over goes on."""
+
+    seconds: float
+    """Since the worker before it died."""
+
+
+WorkerMessage = (
+    Answer
+    | KeeperMade
+    | LinkChanged
+    | Ready
+    | Replace
+    | Resolve
+    | StoodStill
+    | TargetChanged
+    | TookOver
+    | Warned
+)
 
 
 def parse_message(message: dict[str, Any]) -> WorkerMessage:
@@ -94,7 +133,7 @@ def parse_message(message: dict[str, Any]) -> WorkerMessage:
     Raises:
         ControlChannelError: If no worker says such a thing.
     """
-    found: WorkerMessage | None = None
+    found: WorkerMessage | None = _parse_succession(message)
     match message:
         case {"type": "ready"}:
             found = Ready()
@@ -122,6 +161,17 @@ def parse_message(message: dict[str, Any]) -> WorkerMessage:
     if found is None:
         raise ControlChannelError("it said what no worker says")
     return found
+
+
+def _parse_succession(message: dict[str, Any]) -> KeeperMade | TookOver | StoodStill | None:
+    match message:
+        case {"type": "keeper", "pid": int(pid)}:
+            return KeeperMade(pid=pid)
+        case {"type": "took_over", "streams": int(streams), "reset": int(reset)}:
+            return TookOver(streams=streams, reset=reset)
+        case {"type": "stood_still", "seconds": float(seconds)}:
+            return StoodStill(seconds=seconds)
+    return None
 
 
 def _text(value: object) -> str:

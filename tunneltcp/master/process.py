@@ -36,8 +36,9 @@ __all__ = [
     "ProcessState",
 ]
 
-STABLE_SECONDS: Final = 10.0
-"""A worker that ran this long had no trouble starting: its successor comes at once."""
+STABLE_SECONDS: Final = 1.0
+"""A worker that ran this long had no trouble starting: its successor comes at once. So even
+one that dies for ever is started no more than once a second."""
 
 RESTART_DELAYS: Final = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 """Seconds before the first, second ... restart of a worker that keeps crashing."""
@@ -170,8 +171,8 @@ class ProcessLife:
     """One worker's state, its failures so far and its deadline."""
 
     __slots__ = (
-        "_blocked", "_drain_said", "_failures", "_jitter", "_spawned", "_spawns", "_wanted",
-        "deadline", "drain_seconds", "state",
+        "_asked", "_blocked", "_drain_said", "_failures", "_jitter", "_spawned", "_spawns",
+        "_wanted", "deadline", "drain_seconds", "state",
     )  # fmt: skip
 
     def __init__(
@@ -184,6 +185,7 @@ class ProcessLife:
         """What a worker may take to see its visitors off."""
         self._jitter = jitter
         self._failures = 0
+        self._asked = False
         self._blocked = 0
         self._spawned = 0.0
         self._spawns = 0
@@ -224,12 +226,15 @@ class ProcessLife:
             self._wanted = False
         elif happened is Input.READY:
             self._blocked = 0
+        elif happened is Input.REPLACE:
+            self._asked = self.state is ProcessState.RUNNING
         elif happened is Input.BLOCKED:
             self._blocked += 1
             self._spawns -= 1
         elif happened in (Input.EXIT, Input.EXIT_PERMANENT):
             stable = now - self._spawned >= STABLE_SECONDS
-            self._failures = 0 if stable else self._failures + 1
+            self._failures = 0 if stable or self._asked else self._failures + 1
+            self._asked = False
 
     def _until(self, wait: _Wait, now: float) -> float | None:
         if wait is _Wait.NONE:

@@ -13,6 +13,7 @@ from loguru import logger
 from tunneltcp.advice import link_trouble
 from tunneltcp.errors import ExitCode
 from tunneltcp.log import Throttle
+from tunneltcp.master.messages import StoodStill, TargetChanged, TookOver, Warned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -118,6 +119,7 @@ class Reporter:
         self._events = Throttle(burst=_EVENTS_BURST, max_kinds=8)
         self._link_up = False
         self._was_blocked = False
+        self._taken: TookOver | None = None
 
     @property
     def trouble(self) -> str:
@@ -139,6 +141,25 @@ class Reporter:
         """The worker serves."""
         if self._events.admit("ready", self._loop.now) is not None:
             self._log.info("worker {} ready after {:.3f} s", pid, seconds)
+
+    def said(self, what: TargetChanged | Warned | TookOver | StoodStill) -> None:
+        """The worker said something that is only to be known."""
+        match what:
+            case TargetChanged():
+                self.target(what.reason)
+            case Warned():
+                self.warned(what.text)
+            case TookOver():
+                self._taken = what
+            case StoodStill():
+                self._went_on(what.seconds)
+
+    def _went_on(self, seconds: float) -> None:
+        """What the worker before this one carried goes on."""
+        taken, self._taken = self._taken, None
+        if taken is not None and self._events.admit("took over", self._loop.now) is not None:
+            text = "{} streams taken over, {} reset; they stood still for {:.3f} s"
+            self._log.info(text, taken.streams, taken.reset, seconds)
 
     def exited(self, exit_: LastExit, *, expected: bool) -> None:
         """The worker is gone."""

@@ -105,7 +105,8 @@ def fork_worker(
     try:
         _unmap(maps)
         fds = [context.channel_fd, context.counters_fd, context.memory_fd]
-        fds += [fd for fd in (context.keys_fd, context.certificate_fd) if fd >= 0]
+        given = (context.keys_fd, context.certificate_fd, context.keeper_fd)
+        fds += [fd for fd in (*given, *context.old_keeper_fds) if fd >= 0]
         log_path = _log_path(context)
         _begin_child(context.master_pid, (*context.listener_fds, *fds), mask, context.run_as)
         _reopen_standard(log_path)

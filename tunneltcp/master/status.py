@@ -76,6 +76,7 @@ def tunnel_status(tunnel: Tunnel) -> dict[str, Any]:
         "reason": tunnel.reason or tunnel.trouble or None,
         "stopped_by_user": tunnel.is_stopped,
         "pid": tunnel.pid,
+        "crash_safe": tunnel.keepers.is_kept,
         "link": _link(tunnel),
         "visitors": page[Counter.VISITORS] if runs else 0,
         "visitors_total": page[Counter.VISITORS_TOTAL],

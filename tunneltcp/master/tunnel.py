@@ -15,14 +15,18 @@ from tunneltcp.control.context import MEMORY_BYTES
 from tunneltcp.control.counters import COUNTERS_BYTES, Counter, LinkState, map_counters
 from tunneltcp.master.channel import WorkerChannel
 from tunneltcp.master.helpers import port_holder
+from tunneltcp.master.keepers import Keepers
 from tunneltcp.master.listeners import Listeners
 from tunneltcp.master.messages import (
     Answer,
+    KeeperMade,
     LinkChanged,
     Ready,
     Replace,
     Resolve,
+    StoodStill,
     TargetChanged,
+    TookOver,
     Warned,
     WorkerMessage,
 )
@@ -92,6 +96,8 @@ class Tunnel:
         self.counters = map_counters(self._counters_fd)
         """The page of counters, readable at any time."""
         around.maps.append(self.counters)
+        self.keepers = Keepers(around.children, lambda: self._say({"type": "keeper"}))
+        """What holds the worker's sockets when it dies."""
         self._channel: WorkerChannel | None = None
         self._timer: Timer | None = None
         self._started_at = 0.0
@@ -226,6 +232,7 @@ class Tunnel:
         """Free everything; only when no worker is left."""
         self.close_listeners()
         self._close_channel()
+        self.keepers.end()
         if self._timer is not None:
             self._timer.cancel()
         # Not ``remove``: pages of equal content are equal, and it would take another's.
@@ -278,14 +285,16 @@ class Tunnel:
             certificate=around.secrets.certificate_fd(self.config.remote_port),
         )
         try:
-            context = around.make_context(self.config, fds)
+            context = self.keepers.equip(around.make_context(self.config, fds))
             pid = fork_worker(context, around.worker_main, around.maps)
         except OSError as error:
+            self.keepers.forked(failed=True)
             channel.close()
             self._not_spawned(error)
             return
         finally:
             channel.give_away()
+        self.keepers.forked()
         self._adopt(pid, channel)
 
     def _not_spawned(self, error: OSError) -> None:
@@ -327,6 +336,7 @@ class Tunnel:
         match message:
             case Ready():
                 self.reason = ""
+                self.keepers.drop_old()
                 self._report.ready(self.pid, self._around.loop.now - self._started_at)
                 if self.pid is not None:
                     self.sampler = Sampler(self.pid)
@@ -335,15 +345,15 @@ class Tunnel:
             case Replace():
                 pid = self.pid
                 self._around.loop.call_later(_REPLACE_SECONDS, lambda: self._replace(pid))
+            case KeeperMade():
+                self.keepers.made(message.pid)
             case LinkChanged():
                 is_up = message.state != "down"
                 self.link_peer = message.peer if is_up else ""
                 self.link_client = message.client if is_up else ""
                 self._report.link(message)
-            case TargetChanged():
-                self._report.target(message.reason)
-            case Warned():
-                self._report.warned(message.text)
+            case TargetChanged() | Warned() | TookOver() | StoodStill():
+                self._report.said(message)
             case Answer():
                 self._questions.answer(message.number, message.body)
             case Resolve():
@@ -381,7 +391,10 @@ class Tunnel:
         self.link_peer = self.link_client = ""
         self.counters[Counter.LINK_STATE] = LinkState.DOWN
         permanent = self.last_exit.is_permanent
+        self.keepers.worker_gone(now)
         self.feed(Input.EXIT_PERMANENT if permanent else Input.EXIT)
+        if self.life.state in (ProcessState.STOPPED, ProcessState.FATAL):
+            self.keepers.end()
 
     def _close_channel(self) -> None:
         if self._channel is not None:

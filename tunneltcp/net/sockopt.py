@@ -23,6 +23,7 @@ __all__ = [
     "CONNECT_BEGUN",
     "Buffers",
     "close_cleanly",
+    "close_with_reset",
     "cookie",
     "error_text",
     "gather_send",
@@ -163,6 +164,13 @@ def close_cleanly(sock: socket.socket) -> None:
     """Close a socket whose both directions have finished; what it still holds is sent."""
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _FINISH_AT_CLOSE)
+    sock.close()
+
+
+def close_with_reset(sock: socket.socket) -> None:
+    """Close a socket by RST, whatever it was prepared for."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
     sock.close()
 
 

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Final
 from tunneltcp.protocol.frames import MAX_PAYLOAD_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-__all__ = ["MAX_RING_BYTES", "MIN_RING_BYTES", "Arena", "Ring"]
+__all__ = ["MAX_RING_BYTES", "MIN_RING_BYTES", "Arena", "Ring", "ring_bytes"]
 
 MIN_RING_BYTES: Final = 16 * 1024
 """Bytes of the smallest ring, and the unit in which the arena counts."""
@@ -32,6 +32,12 @@ MIN_RING_BYTES: Final = 16 * 1024
 _CLASSES: Final = 12
 MAX_RING_BYTES: Final = MIN_RING_BYTES << (_CLASSES - 1)
 """Bytes of the largest ring (32 MiB): the largest window."""
+
+
+def ring_bytes(word: int) -> int:
+    """Return the size of the ring that a word names; 0 if it names none."""
+    size_class = word & 0xFF
+    return MIN_RING_BYTES << size_class if word >> 8 and size_class < _CLASSES else 0
 
 
 class Ring:
@@ -85,8 +91,8 @@ class Arena:
     def take(self, size: int) -> Ring | None:
         """Return a ring of at least ``size`` bytes, or None if the budget is used up."""
         size_class = max(0, (size - 1).bit_length() - 14)
-        ring_bytes = MIN_RING_BYTES << size_class
-        if self.used_bytes + ring_bytes > self.budget_bytes or size_class >= _CLASSES:
+        wanted = MIN_RING_BYTES << size_class
+        if self.used_bytes + wanted > self.budget_bytes or size_class >= _CLASSES:
             return None
         free = self._free[size_class] or self._clean[size_class]
         if free:
@@ -96,13 +102,59 @@ class Arena:
             )
         else:
             start = self._end
-            if start + ring_bytes > len(self._memory):
+            if start + wanted > len(self._memory):
                 return None
-            self._end = start + ring_bytes
-            word = (start // MIN_RING_BYTES + 1) << 8 | size_class
-            ring = Ring(self._memory[start : start + ring_bytes], word)
-        self.used_bytes += ring_bytes
+            self._end = start + wanted
+            ring = self._ring(start, size_class)
+        self.used_bytes += wanted
         return ring
+
+    def _ring(self, start: int, size_class: int) -> Ring:
+        word = (start // MIN_RING_BYTES + 1) << 8 | size_class
+        return Ring(self._memory[start : start + (MIN_RING_BYTES << size_class)], word)
+
+    def adopt(self, words: Iterable[int]) -> dict[int, Ring]:
+        """Take over the rings of a dead owner; return those that are sound, by their words.
+
+        Two that overlap are both none. All memory that no sound ring covers is discarded and
+        free. For a new arena only.
+        """
+        spans = []
+        for word in set(words):
+            start = ((word >> 8) - 1) * MIN_RING_BYTES
+            end = start + ring_bytes(word)
+            if 0 <= start < end <= len(self._memory):
+                spans.append((start, end, word))
+        spans.sort()
+        overlapping: set[int] = set()
+        last_end, last_word = 0, 0
+        for start, end, word in spans:
+            if start < last_end:
+                overlapping |= {word, last_word}
+            if end > last_end:
+                last_end, last_word = end, word
+        rings = {}
+        for start, end, word in spans:
+            if word not in overlapping:
+                self._free_gap(self._end, start)
+                rings[word] = self._ring(start, word & 0xFF)
+                self.used_bytes += end - start
+                self._end = end
+        self._throw_away(self._end, len(self._memory))
+        return rings
+
+    def _free_gap(self, start: int, end: int) -> None:
+        """Make rings of what lies between two that are in use, the largest that fit."""
+        self._throw_away(start, end)
+        while start < end:
+            units = (end - start) // MIN_RING_BYTES
+            size_class = min(units.bit_length(), _CLASSES) - 1
+            self._clean[size_class].append(self._ring(start, size_class))
+            start += MIN_RING_BYTES << size_class
+
+    def _throw_away(self, start: int, end: int) -> None:
+        if self._discard is not None and start < end:
+            self._discard(start, end - start)
 
     def give(self, ring: Ring) -> None:
         """Take a ring back; nothing may point into it any more."""

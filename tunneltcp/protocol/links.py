@@ -79,6 +79,8 @@ class Links:
         self.abandon(ResetCode.CANCELLED)
         session.peer_leaves = False
         session.last_id = 0
+        if not session.opens:
+            session.table.note_id(0)
         session.receive = session.receiver.receive
         self._attach(first_limit)
         for stream in session.streams.values():

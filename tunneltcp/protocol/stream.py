@@ -33,6 +33,7 @@ from tunneltcp.protocol.endpoint import DISCARD, Endpoint, take_nothing
 from tunneltcp.protocol.frames import SIZE_SHIFT, FrameType
 from tunneltcp.protocol.table import (
     BYTES_READ,
+    CONFIRMED,
     COOKIE,
     END_READ,
     ERROR_SEEN,
@@ -252,6 +253,10 @@ class Stream:
         self.words[self.record + FLAGS] |= ERROR_SEEN
         self.session.reset_stream(self, code)
 
+    def record_error(self) -> None:
+        """Store that the socket failed: asked again, the kernel would not say so."""
+        self.words[self.record + FLAGS] |= ERROR_SEEN
+
     def silence(self) -> None:
         """The stream is over for the peer, or never was: nothing of it is to be sent."""
         self.sent = self.limit = self.head
@@ -262,6 +267,7 @@ class Stream:
         """The peer knows the stream: OPEN will not be sent again."""
         self.confirmed = True
         self.addresses = b""
+        self.words[self.record + FLAGS] |= CONFIRMED
 
     @property
     def is_known(self) -> bool:

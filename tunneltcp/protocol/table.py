@@ -7,10 +7,13 @@ Layout (64-bit words in the machine's own order; the memory never leaves the mac
     1  session id, first half             1  stream id; 0: the record is free
     2  session id, second half            2  ring word (arena.py); 0: no ring
     3  epoch                              3  bytes read from the socket
-    4  last attempt                       4  flags: 1 end of input read, 2 error seen
-    5  next stream id                     5  final offset of the FIN relayed, plus 1; 0: none
-    6  stream in hand                     6  not used
-    7  records ever used                  7  not used
+    4  last attempt                       4  flags: 1 end of input read, 2 error seen,
+    5  next stream id                        4 the peer has answered
+    6  stream in hand                     5  final offset of the FIN relayed, plus 1; 0: none
+    7  records ever used                  6  not used
+    8  server: who has the session:       7  not used
+       OWNER_WORDS words, as its worker
+       lays them out
 
 A word is stored after each call on a socket and before the next one, so that whoever finds
 this memory after a crash knows how far its owner came. Stream ids come from the counter in
@@ -19,13 +22,14 @@ the header, which is raised before an id is used: no id is ever used twice.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 from tunneltcp.protocol.errors import LocalProtocolError
 
-__all__ = ["HEADER_WORDS", "LAYOUT_VERSION", "RECORD_WORDS", "StreamTable"]
+__all__ = ["HEADER_WORDS", "LAYOUT_VERSION", "RECORD_WORDS", "Record", "StreamTable"]
 
-LAYOUT_VERSION: Final = 1
+LAYOUT_VERSION: Final = 2
 HEADER_WORDS: Final = 4096 // 8
 RECORD_WORDS: Final = 8
 
@@ -38,8 +42,31 @@ FIN_OFFSET: Final = 5
 
 END_READ: Final = 1
 ERROR_SEEN: Final = 2
+CONFIRMED: Final = 4
+
+OWNER_WORDS: Final = 32
+"""Words for who has the session: 256 bytes."""
+_OWNER: Final = 8
 
 _VERSION, _SESSION, _EPOCH, _ATTEMPT, _NEXT_ID, _IN_HAND, _USED = 0, 1, 3, 4, 5, 6, 7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What a dead worker left of one stream; checked by nobody yet."""
+
+    index: int
+    cookie: int
+    stream_id: int
+    ring_word: int
+    bytes_read: int
+    flags: int
+    fin_offset: int
+
+    @property
+    def final_offset(self) -> int | None:
+        """Where the FIN that was relayed stood; None if none was."""
+        return self.fin_offset - 1 if self.fin_offset else None
 
 
 class StreamTable:
@@ -56,18 +83,57 @@ class StreamTable:
         self.capacity = (len(self.words) - HEADER_WORDS) // RECORD_WORDS
         self._free: list[int] = []
         if self.words[_VERSION] != LAYOUT_VERSION:
-            self.words[_NEXT_ID] = 1
-            self.words[_USED] = 0
+            self.clear()
+            self.words[_NEXT_ID] = max(1, self.words[_NEXT_ID])
             self.words[_VERSION] = LAYOUT_VERSION
 
     def clear(self) -> None:
-        """Free every record; the counter of stream ids goes on."""
+        """Free every record, and forget the session; the counter of stream ids goes on."""
         used = min(self.words[_USED], self.capacity)
         for record in range(HEADER_WORDS, HEADER_WORDS + used * RECORD_WORDS, RECORD_WORDS):
-            if self.words[record + STREAM_ID]:
-                self._wipe(record)
+            self._wipe(record)
         self.words[_USED] = 0
         self._free.clear()
+        self.set_session(bytes(16), 0)
+
+    def records(self) -> list[Record]:
+        """Return what a dead worker left, and go on with it: whatever is not given back stays.
+
+        Records of one and the same stream, or socket, say nothing sure: only the first is
+        returned, the others are freed.
+        """
+        words = self.words
+        used = min(words[_USED], self.capacity)
+        words[_USED] = used
+        self._free.clear()
+        found: list[Record] = []
+        ids: set[int] = set()
+        cookies: set[int] = set()
+        for index in range(HEADER_WORDS, HEADER_WORDS + used * RECORD_WORDS, RECORD_WORDS):
+            cookie, stream_id = words[index + COOKIE], words[index + STREAM_ID]
+            if not 0 < stream_id < words[_NEXT_ID] or stream_id in ids or cookie in cookies:
+                self.give(index)
+                continue
+            ids.add(stream_id)
+            if cookie:
+                cookies.add(cookie)
+            found.append(
+                Record(
+                    index=index,
+                    cookie=cookie,
+                    stream_id=stream_id,
+                    ring_word=words[index + RING_WORD],
+                    bytes_read=words[index + BYTES_READ],
+                    flags=words[index + FLAGS],
+                    fin_offset=words[index + FIN_OFFSET],
+                )
+            )
+        return sorted(found, key=lambda record: record.stream_id)
+
+    @property
+    def last_id(self) -> int:
+        """The highest id that may have been used; 0: none."""
+        return max(0, self.words[_NEXT_ID] - 1)
 
     def next_stream_id(self) -> int:
         """Return an id that was never used, and make sure it never will be again."""
@@ -84,6 +150,22 @@ class StreamTable:
         self.words[_SESSION] = int.from_bytes(session_id[:8], "big")
         self.words[_SESSION + 1] = int.from_bytes(session_id[8:16], "big")
         self.words[_EPOCH] = epoch
+
+    @property
+    def session_id(self) -> bytes:
+        """The session that the records belong to; zeros: none."""
+        halves = self.words[_SESSION], self.words[_SESSION + 1]
+        return b"".join(half.to_bytes(8, "big") for half in halves)
+
+    @property
+    def owner(self) -> bytes:
+        """What :meth:`set_owner` stored, padded with zeros."""
+        return self.words[_OWNER : _OWNER + OWNER_WORDS].tobytes()
+
+    def set_owner(self, owner: bytes) -> None:
+        """Store who has the session: at most ``OWNER_WORDS`` words, more is cut off."""
+        padded = owner[: OWNER_WORDS * 8].ljust(OWNER_WORDS * 8, b"\0")
+        self.words[_OWNER : _OWNER + OWNER_WORDS] = memoryview(padded).cast("Q")
 
     @property
     def epoch(self) -> int:

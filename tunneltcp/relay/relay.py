@@ -98,6 +98,12 @@ class Relay:
         stream.send = self._send
         self._watch(READ)
 
+    def go_on(self, stream: Stream) -> None:
+        """Relay a stream that another worker had begun."""
+        self.stream = stream
+        if stream.fin_at < 0:
+            self._watch(READ)
+
     @property
     def waiting_bytes(self) -> int:
         """Bytes that came for this socket and that it would not take yet."""
@@ -233,6 +239,7 @@ class Relay:
         system, has its answer delivered that way.
         """
         stream = self.stream
+        stream.record_error()
         with contextlib.suppress(OSError):
             while stream.fill(self._receive_into) > 0:
                 pass
@@ -316,6 +323,7 @@ class TargetRelay(Relay):
 
     def _try_next(self, error: int) -> None:
         self._stop_connecting()
+        self.stream.store_cookie(0)
         self._sock.close()
         self.refused = errno.errorcode.get(error, str(error))
         self.tried += 1

@@ -179,6 +179,11 @@ class Arrivals:
         arrival = self._take(sock, address, on_reserve=True)
         self._loop.call_later(RESERVE_SECONDS, lambda: self._give_up(arrival))
 
+    def take_again(self, sock: socket.socket, address: object) -> None:
+        """Decide about a connection that a worker before us accepted and never read."""
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+        self._take(sock, address, on_reserve=False)
+
     def _give_up(self, arrival: _Arrival) -> None:
         """Who says nothing does not keep the last descriptor from the link."""
         if self._undecided.get(arrival.sock.fileno()) is arrival:

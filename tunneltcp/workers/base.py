@@ -57,7 +57,8 @@ class Worker:
         self.loop = Loop(max_sleep_seconds=MAX_SLEEP_SECONDS)
         self.host: Host = MasterHost(context) if host is None else host
         self.memory = self.host.map_memory()
-        self.memory.clear()
+        if not context.crash_safe:
+            self.memory.clear()
         self.buffer = receive_buffer()
         self.counters = self.host.map_counters()
         self.keys = context.keys
@@ -336,6 +337,7 @@ class Worker:
         """Nobody will come back to this session: reset all that the other side knew of."""
         self._set_grace_timer(True)
         self.session_id = ""
+        self.memory.table.set_session(bytes(16), 0)
         self.session.abandon(ResetCode.CANCELLED)
 
     def _set_grace_timer(self, is_settled: bool) -> None:

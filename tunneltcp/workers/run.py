@@ -9,6 +9,7 @@ from setproctitle import setproctitle
 from tunneltcp.control.context import Role
 from tunneltcp.workers.client import ClientWorker
 from tunneltcp.workers.server import ServerWorker
+from tunneltcp.workers.successor import ClientSuccessor, ServerSuccessor
 
 if TYPE_CHECKING:
     from tunneltcp.control.context import WorkerContext
@@ -19,5 +20,7 @@ __all__ = ["run_worker"]
 def run_worker(context: WorkerContext) -> int:
     """Serve one tunnel in this process; return the exit code."""
     setproctitle(f"tunneltcp {context.role.value}: {context.port} ({context.name})")
-    side = ServerWorker if context.role is Role.SERVER else ClientWorker
-    return side(context).run()
+    is_server = context.role is Role.SERVER
+    if context.crash_safe:
+        return (ServerSuccessor if is_server else ClientSuccessor)(context).run()
+    return (ServerWorker if is_server else ClientWorker)(context).run()

@@ -21,6 +21,7 @@ from tunneltcp.workers.arrivals import SNIFF_SECONDS, Arrivals
 from tunneltcp.workers.base import Worker
 from tunneltcp.workers.claims import Claims
 from tunneltcp.workers.doors import FAR, FOREIGN, Doors, barred_visitor
+from tunneltcp.workers.owner import pack_owner
 from tunneltcp.workers.visitor_relay import MIN_UNDECIDED_SECONDS, VisitorRelay
 from tunneltcp.workers.visitors import Visitor
 
@@ -314,6 +315,7 @@ class ServerWorker(Worker):
         if not resumed:
             self.session_id = os.urandom(16).hex()
         epoch = table.epoch + 1 if resumed else 1
+        table.set_owner(pack_owner(ids, claim.key, claim.address))
         table.set_session(bytes.fromhex(self.session_id), epoch)
         table.set_attempt(hello.attempt)
         self._owner_ids, self._owner = ids, claim.address

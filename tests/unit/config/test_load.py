@@ -147,8 +147,8 @@ def test_all_problems_come_at_once_each_with_its_path():
     [
         ('{"ports": [1], "server": "x"}', f"server: {FOR_CLIENT}"),
         (
-            '{"ports": [1], "crash_safe": true}',
-            "crash_safe: is not known yet: this version has no such setting",
+            '{"ports": [1], "max_rss": 1}',
+            "max_rss: is not known yet: this version has no such setting",
         ),
         ('{"ports": "9-1"}', f"ports: '9-1' {NO_RANGE}"),
         ('{"ports": [1, true]}', f"ports[1]: true {NO_RANGE}"),

@@ -305,7 +305,8 @@ def test_a_worker_has_only_what_is_its_own(start_master):
         f"/memfd:{kind}-{tunnels[1].remote_port} (deleted)"
         for kind in ("certificate", "counters", "memory")
     }
-    assert sum(link.startswith("socket:") for link in links) == 2, "channel and listener"
+    sockets = sum(link.startswith("socket:") for link in links)
+    assert sockets == 4, "channel, listener, and the pairs of its keeper and of the one before"
     maps = Path(f"/proc/{pid}/maps").read_text()
     assert f"counters-{tunnels[1].remote_port}" in maps
     assert f"counters-{tunnels[0].remote_port}" not in maps

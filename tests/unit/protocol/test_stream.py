@@ -10,6 +10,7 @@ from tunneltcp.protocol.errors import ResetCode
 from tunneltcp.protocol.stream import DISCARD
 from tunneltcp.protocol.table import (
     BYTES_READ,
+    CONFIRMED,
     COOKIE,
     END_READ,
     FIN_OFFSET,
@@ -163,7 +164,7 @@ def test_the_record_follows_each_step(server):
     assert record(server, end)[BYTES_READ] == 70_000
     end.end()
     end.read()
-    assert record(server, end)[FLAGS] == END_READ
+    assert record(server, end)[FLAGS] == END_READ | CONFIRMED
     server.feed(make.data(ID, 0, pattern(end.checker.seed, 0, 9)), make.fin(ID, 9))
     assert record(server, end)[FIN_OFFSET] == 10
     server.sent()

@@ -9,6 +9,7 @@ import pytest
 from tunneltcp.protocol.errors import LocalProtocolError
 from tunneltcp.protocol.table import (
     BYTES_READ,
+    CONFIRMED,
     COOKIE,
     END_READ,
     ERROR_SEEN,
@@ -35,7 +36,7 @@ def word(memory, index):
 def test_the_layout():
     assert (HEADER_WORDS * 8, RECORD_WORDS * 8) == (4096, 64)
     assert (COOKIE, STREAM_ID, RING_WORD, BYTES_READ, FLAGS, FIN_OFFSET) == (0, 1, 2, 3, 4, 5)
-    assert (END_READ, ERROR_SEEN) == (1, 2)
+    assert (END_READ, ERROR_SEEN, CONFIRMED) == (1, 2, 4)
     memory, table = new_table()
 
     table.next_stream_id()
@@ -44,8 +45,8 @@ def test_the_layout():
     record = table.take(77, 0xC0FFEE)
 
     header = [word(memory, index) for index in range(8)]
-    assert header == [1, 0x0001020304050607, 0x08090A0B0C0D0E0F, 9, 1, 2, 0, 1]
-    assert LAYOUT_VERSION == 1
+    assert header == [2, 0x0001020304050607, 0x08090A0B0C0D0E0F, 9, 1, 2, 0, 1]
+    assert LAYOUT_VERSION == 2
     assert record == HEADER_WORDS
     assert [word(memory, 512 + index) for index in range(8)] == [0xC0FFEE, 77, 0, 0, 0, 0, 0, 0]
 

@@ -9,6 +9,7 @@ import pytest
 from tests.support.pattern import pattern
 from tunneltcp.control.counters import Counter, LinkState
 from tunneltcp.net.sockopt import cookie
+from tunneltcp.protocol.table import CONFIRMED, END_READ
 
 LONG = 3 << 20
 
@@ -238,10 +239,10 @@ class TestRecords:
         assert words[record] == cookie(relay._sock) > 0
         assert words[record + 1] == relay.stream.id
         assert words[record + 3] == 5000
-        assert words[record + 4] == 0
+        assert words[record + 4] == CONFIRMED
         visitor.finish()
         world.settle()
-        assert words[record + 4] == 1
+        assert words[record + 4] == CONFIRMED | END_READ
         peer.reset()
         world.until(lambda: visitor.end)
         world.settle()

@@ -1,0 +1,136 @@
+"""The keepers of one tunnel, as its master sees them: pairs of sockets, and pids.
+
+Theory of operation
+-------------------
+Each worker makes itself a keeper (``relay/keeper.py``), which is the master's child and has one
+end of a pair; the master has the other. When the worker dies, the next one gets a copy of the
+master's end, takes the sockets and has the keeper leave. A successor that dies on its way
+leaves one more keeper, and the next asks them all. The master itself says nothing to a keeper:
+it closes the pair, or kills it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tunneltcp.control.context import WorkerContext
+    from tunneltcp.master.children import Children
+
+__all__ = ["Keepers"]
+
+_MAX_OLD: Final = 4
+"""Keepers of dead workers. More come only from successors that died one after the other before
+they were done, and what those have, the older ones have too."""
+
+
+@dataclass(slots=True)
+class _Keeper:
+    fd: int
+    """Our end of its pair."""
+    pid: int = 0
+    """0: not known, or it has died."""
+
+
+class Keepers:
+    """The keeper of the worker that lives, and those of workers before it.
+
+    Args:
+        lost: Called when the keeper of the living worker died: the worker is to make another.
+    """
+
+    def __init__(self, children: Children, lost: Callable[[], None]) -> None:
+        self._children = children
+        self._lost = lost
+        self._old: list[_Keeper] = []
+        self._current: _Keeper | None = None
+        self._given = -1
+        self._died_at = 0.0
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the living worker has a keeper."""
+        return self._current is not None and self._current.pid > 0
+
+    def equip(self, context: WorkerContext) -> WorkerContext:
+        """Add what a worker that is about to be forked needs; then call :meth:`forked`.
+
+        Raises:
+            OSError: If there are no descriptors left.
+        """
+        if not context.crash_safe:
+            self.end()
+            return context
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._current, self._given = _Keeper(ours.detach()), theirs.detach()
+        return replace(
+            context,
+            keeper_fd=self._given,
+            old_keeper_fds=tuple(keeper.fd for keeper in self._old),
+            died_at=self._died_at,
+        )
+
+    def forked(self, *, failed: bool = False) -> None:
+        """Let go of the worker's end; if the fork ``failed``, of ours too."""
+        if self._given >= 0:
+            os.close(self._given)
+            self._given = -1
+        if failed and self._current is not None:
+            os.close(self._current.fd)
+            self._current = None
+
+    def made(self, pid: int) -> None:
+        """The worker says that this is its keeper; 0: it has none. Believed if it can be."""
+        keeper = self._current
+        if keeper is None or keeper.pid or pid <= 0 or pid in self._children:
+            return
+        try:
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return
+        keeper.pid = pid
+        self._children.watch(pid, lambda _status: self._on_exit(keeper))
+
+    def drop_old(self) -> None:
+        """The successor has all that the keepers before had."""
+        for keeper in list(self._old):
+            self._end(keeper)
+        self._died_at = 0.0
+
+    def worker_gone(self, now: float) -> None:
+        """The worker died; its keeper holds what it carried. ``now``: monotonic seconds."""
+        keeper, self._current = self._current, None
+        if keeper is not None:
+            self._old.append(keeper)
+            self._died_at = self._died_at or now
+        while len(self._old) > _MAX_OLD:
+            self._end(self._old[-1])
+
+    def end(self) -> None:
+        """Nobody will come: whatever they hold is reset."""
+        for keeper in [*self._old, *([self._current] if self._current else [])]:
+            self._end(keeper)
+        self._current = None
+        self._died_at = 0.0
+
+    def _end(self, keeper: _Keeper) -> None:
+        with suppress(ValueError):
+            self._old.remove(keeper)
+        if keeper.fd >= 0:
+            os.close(keeper.fd)
+            keeper.fd = -1
+        if keeper.pid:
+            self._children.kill(keeper.pid)
+
+    def _on_exit(self, keeper: _Keeper) -> None:
+        keeper.pid = 0
+        if keeper is self._current:
+            self._lost()
+        else:
+            self._end(keeper)

@@ -1,0 +1,130 @@
+"""The keeper: a process that keeps a worker's sockets open when the worker is gone.
+
+Theory of operation
+-------------------
+The keeper shares the worker's *table* of descriptors (``clone`` with CLONE_FILES), so it has
+every socket from the instant the worker has it, and no longer than that: a close is a real
+close. When the worker dies the table lives on, and whoever asks gets all its TCP connections.
+Until then the keeper sleeps in one ``read`` on a pair of sockets that the master made; its end
+of file ends the keeper. It is a child of the master (CLONE_PARENT): a worker that is dead waits
+for nobody. It runs no code while the worker lives, for each page it wrote to would be memory of
+its own, and opens nothing, for the worker would have that too.
+
+What is said on the pair: a number (who asks), answered by packets with descriptors and then by
+``done``, the number and the keeper's pid; ``leave``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import socket
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["DONE", "LEAVE", "PACKET_FDS", "start_keeper"]
+
+DONE: Final = b"done"
+LEAVE: Final = b"leave"
+PACKET_FDS: Final = 250
+"""Descriptors in one packet; the kernel takes 253."""
+
+_CLONE_FILES: Final = 0x400
+_CLONE_PARENT: Final = 0x8000
+_SYS_CLONE: Final = {"x86_64": 56, "aarch64": 220, "riscv64": 220}.get(platform.machine())
+_PR_SET_NAME: Final = 15
+_SO_DOMAIN: Final = 39
+_COMMAND_BYTES: Final = 32
+
+if sys.platform == "linux":
+    # Looked up before any fork: a child must not start by loading libraries.
+    _libc: Final = ctypes.PyDLL(None, use_errno=True)
+
+
+def start_keeper(fd: int) -> int:
+    """Make a keeper that listens at ``fd``; return its pid.
+
+    Raises:
+        OSError: If the system does not do it (then this worker's sockets die with it).
+    """
+    if sys.platform == "linux" and _SYS_CLONE is not None:
+        import signal
+
+        # It never lets them through again: a signal to all processes of a group is not for it.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        pid: int = _libc.syscall(
+            _SYS_CLONE, _CLONE_FILES | _CLONE_PARENT | signal.SIGCHLD, 0, 0, 0, 0
+        )
+        if pid == 0:
+            _keep(fd)
+        number = ctypes.get_errno()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if pid > 0:
+            return pid
+        raise OSError(number, os.strerror(number))
+    raise OSError(errno.ENOSYS, "this system has no keepers")
+
+
+if sys.platform == "linux":
+
+    def _keep(fd: int) -> NoReturn:
+        """Sleep until somebody asks, or the master is gone."""
+        code = 1
+        try:
+            _libc.prctl(_PR_SET_NAME, b"tunneltcp-keep", 0, 0, 0)
+            buffer = ctypes.create_string_buffer(_COMMAND_BYTES)
+            while True:
+                size = _libc.read(fd, buffer, _COMMAND_BYTES)
+                if size < 0 and ctypes.get_errno() == errno.EINTR:
+                    continue
+                command = buffer.raw[: max(0, size)]
+                if not command or command == LEAVE:
+                    break
+                _hand_over(fd, command)
+            code = 0
+        finally:
+            os._exit(code)
+
+    def _hand_over(fd: int, number: bytes) -> None:
+        """The worker is gone: send all its connections to who asks."""
+        with suppress(OSError):
+            os.close(0)  # the table may be full, and looking into it takes a descriptor
+        pair = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=fd)
+        try:
+            found = list(_connections())
+            for at in range(0, len(found), PACKET_FDS):
+                _send(pair, found[at : at + PACKET_FDS])
+            pair.send(b"%b %b %d" % (DONE, number, os.getpid()))
+        finally:
+            pair.detach()
+
+    def _send(pair: socket.socket, fds: list[int]) -> None:
+        while True:
+            try:
+                socket.send_fds(pair, [b"fds"], fds)
+            except OSError as error:
+                # So many on their way that the kernel wants some taken first.
+                if error.errno != errno.ETOOMANYREFS:
+                    raise
+                _libc.usleep(1000)
+            else:
+                return
+
+    def _connections() -> Iterator[int]:
+        """Find the TCP connections in our table; listeners are not ours to give."""
+        for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - see log.py
+            with suppress(OSError):  # no socket, or the directory that we looked into
+                sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=int(name))
+                try:
+                    domain = sock.getsockopt(socket.SOL_SOCKET, _SO_DOMAIN)
+                    listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+                finally:
+                    sock.detach()
+                if domain in (socket.AF_INET, socket.AF_INET6) and not listens:
+                    yield int(name)
