@@ -55,7 +55,7 @@ def rebuild_stream(
         stream.addresses = b""
     if record.flags & END_READ:
         stream.fin_at = head
-        stream.fin_sent = True
+        stream.fin_sent = stream.has_end = True
     if fin_delivered:
         stream.peer_fin = delivered
         stream.fin_delivered = True
@@ -70,6 +70,7 @@ def rebuild_reset(session: Session, record: Record, ring: Ring | None) -> None:
     stream = _make(session, record, ring, record.bytes_read, 0, 0, b"")
     stream.words[record.index + FLAGS] |= ERROR_SEEN
     stream.reset_code = ResetCode.CANCELLED
+    stream.has_end = True
     session.resets += 1
     session.resetting[stream.id] = stream
 
@@ -97,7 +98,8 @@ def _make(
     stream.ring = ring
     if ring is not None:
         stream.ring_bytes = ring.size
-    stream.received = stream.delivered = stream.seen = delivered
+        stream.free_to = stream.acked + ring.size
+    stream.received = stream.seen = delivered
     stream.credit_at = delivered + stream.credit_step
     stream.queued = True
     stream.words[record.index + BYTES_READ] = head

@@ -315,7 +315,7 @@ class ServerWorker(Worker):
         if not resumed:
             self.session_id = os.urandom(16).hex()
         epoch = table.epoch + 1 if resumed else 1
-        table.set_owner(pack_owner(ids, claim.key, claim.address))
+        table.set_owner(pack_owner(ids[1:], claim.key, claim.address))
         table.set_session(bytes.fromhex(self.session_id), epoch)
         table.set_attempt(hello.attempt)
         self._owner_ids, self._owner = ids, claim.address

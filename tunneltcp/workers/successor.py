@@ -188,7 +188,8 @@ class ServerSuccessor(_Successor, ServerWorker):
     def restore(self) -> None:
         """Know the client again; visitors that it never answered wait on."""
         owner = unpack_owner(self.memory.table.owner, self.keys)
-        self._owner_ids, self._owner, self.link_key = owner.ids, owner.address, owner.key
+        self._owner_ids = (self.key_clients.get(owner.key, ""), *owner.ids)
+        self._owner, self.link_key = owner.address, owner.key
         if self.session_id and not owner.key:
             self.end_session()
             self.log.info("the key of the client that was here is not good any more")
