@@ -247,8 +247,10 @@ class _Bench:
 
     def check(self) -> None:
         session = self.session
-        assert len(session.streams) <= _STREAMS
-        granted = sum(stream.window for stream in session.streams.values())
+        streams = session.streams.values()
+        assert len(streams) <= _STREAMS
+        assert all(0 <= one.acked <= one.sent <= one.head for one in streams), "books"
+        granted = sum(stream.window for stream in streams)
         assert session.windows.granted_bytes == granted <= _BUDGET
         assert self.side.arena.used_bytes <= _BUDGET
         assert all(sink.waiting <= _BUDGET for sink in self.sinks)
@@ -294,6 +296,8 @@ def fuzz_control(data: bytes) -> None:
             for message in decoder.feed(piece):
                 assert isinstance(message, dict)
             assert decoder.buffered_bytes <= MAX_FRAME_BYTES + 4
+        waits_for = int.from_bytes(data[1:5], "big") if len(data) >= 5 else 0
+        assert waits_for <= MAX_FRAME_BYTES, "it waits for more than it may keep"
         return
     assert decoder.buffered_bytes == 0, "what is broken keeps nothing"
 
