@@ -345,6 +345,7 @@ SEEDS: Final[Mapping[str, Sequence[bytes]]] = {
         *(bytes([flags | 6]) + _frames() for flags in (0, 8, 32, 40, 96, 104)),
         *(bytes([flags | 6]) + _state() for flags in (16, 24, 48, 56)),
         b"\x00" + _frames()[:200],
+        b"\x0e" + make.credit(_FIRST_ID, 10, 1 << 16),  # of what was never sent
     ],
     "server": [
         b"\x06" + _hello(),
