@@ -349,6 +349,6 @@ def test_packets_that_vanish_for_ten_seconds(apps: Apps, tmp_path: Path) -> None
             hosts.client.replace_address("10.213.7.9")
             changed = time.monotonic()
             serves()
-            assert time.monotonic() - changed < 2 + 2 + BACK_SECONDS
+            assert time.monotonic() - changed < BACK_SECONDS
             wait_until(lambda: server.link_up(port), BACK_SECONDS)
             assert "10.213.7.9" in server.tunnel(port)["link"]["peer"]

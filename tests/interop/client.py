@@ -2,13 +2,13 @@
 
 It shares no code with tunneltcp and wants the standard library only: where the two
 disagree, one of them or the document is wrong. It is as simple as the document allows: one
-thread, one link at a time, nothing kept for resuming. Section numbers (§) are the document's.
+thread, one link at a time. Section numbers (§) are the document's.
 
     python tests/interop/client.py --server 127.0.0.1 --port 60001 --target 127.0.0.1:8000
     python tests/interop/client.py --server 127.0.0.1 --port 60001 --echo --plain
 
 It says on standard output what becomes of its links, one line each: ``up SESSION``,
-``refused CODE proven`` (``hint``: without a MAC), ``down REASON``.
+``resumed SESSION``, ``refused CODE proven`` (``hint``: without a MAC), ``down REASON``.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ ANSWER, FAILED, REFUSED, UNREACHABLE, IMPOSSIBLE, NO_ROOM, STOPPING = range(7)  
 RESET_CODES = {errno.ECONNREFUSED: REFUSED, errno.EHOSTUNREACH: UNREACHABLE}
 RESET_CODES |= {errno.ENETUNREACH: UNREACHABLE, errno.ETIMEDOUT: UNREACHABLE}
 DRAINING, VIOLATION = 0, 1  # of GOAWAY, §7.7
-FIN_DELIVERED = 1  # flag of CREDIT, §7.5
+FIN_DELIVERED, IS_RESET = 1, 2  # flags of CREDIT and STATE, §7.5 and §7.8
+MAX_STREAMS = 65_536
+GRACE_SECONDS = 60.0  # a session without a link is kept for so long, §7.8
 TOP = 1 << 62  # of offsets and limits, §6
 
 CHUNK_BYTES = 1 << 16
@@ -246,7 +248,7 @@ def take_frame(buffer: bytearray) -> tuple[int, int, int, bytes] | None:
     kind, size, stream = head >> 60, head >> 40 & 0xFFFFF, head & (1 << 40) - 1
     if kind not in PAYLOAD_BYTES or size not in PAYLOAD_BYTES[kind]:
         raise LinkError(f"a frame of type {kind} with {size} bytes")
-    if (stream == 0) != (kind in (PING, PONG, GOAWAY)):
+    if (stream == 0) != (kind in (PING, PONG, SYNC, GOAWAY)):
         raise LinkError(f"a frame of type {kind} with stream id {stream}")
     if len(buffer) < 16 + size:
         return None
@@ -366,13 +368,46 @@ class Stream:
         self.final: int | None = None
         self.passed_fin = self.told_fin = False
         # Towards the visitor.
-        self.sent, self.limit = 0, limit
-        self.sent_fin = self.fin_delivered = False
+        self.kept = bytearray()  # what the target said and nobody has confirmed, from ``acked``
+        self.acked = self.sent = 0
+        self.limit = limit
+        self.target_ended = self.sent_fin = self.fin_delivered = False
         self.resetting = False  # our RESET waits for its answer
+        self.untold = False  # the STATE of the peer is still to come
+
+    @property
+    def said(self) -> int:
+        """How many bytes came from the target."""
+        return self.acked + len(self.kept)
+
+    def pause(self) -> None:
+        """The link is lost, and with it what was not delivered (§7.8)."""
+        self.inbox.clear()
+        self.came = self.told = self.delivered
+        self.told_fin = self.passed_fin
+        if not self.passed_fin:
+            self.final = None
+        self.granted = self.delivered + self.link.window
+        self.untold = True
+
+    def resume(self, delivered: int, limit: int, flags: int) -> None:
+        """Go on from the peer's STATE; raise ValueError for what cannot be true."""
+        over = bool(flags & FIN_DELIVERED)
+        if not self.acked <= delivered <= min(self.sent, limit) or limit > TOP:
+            raise ValueError("STATE out of bounds")
+        if over < self.fin_delivered or over > (self.sent_fin and delivered == self.sent):
+            raise ValueError("STATE with a wrong flag")
+        del self.kept[: delivered - self.acked]
+        self.acked = self.sent = delivered
+        self.limit, self.untold = limit, False
+        self.sent_fin = self.fin_delivered = over
 
     def receive(self, kind: int, value: int, payload: bytes) -> None:
         """Take DATA, FIN or CREDIT; raise ValueError for what cannot be true."""
         if kind == DATA:
+            known = self.came - value
+            if known and self.link.resumed and known <= len(payload):
+                value, payload = self.came, payload[known:]
             if value != self.came or self.final is not None:
                 raise ValueError("DATA out of order")
             if value + len(payload) > self.granted:
@@ -390,11 +425,14 @@ class Stream:
                 raise ValueError("CREDIT out of bounds")
             if over < self.fin_delivered or over > (self.sent_fin and value == self.sent):
                 raise ValueError("CREDIT with a wrong flag")
+            if value > self.acked:
+                del self.kept[: value - self.acked]
+                self.acked = value
             self.limit, self.fin_delivered = max(self.limit, limit), over
 
     def may_read(self) -> int:
         """How many bytes the target may be asked for now."""
-        room = not self.sent_fin and len(self.link.output) < OUTPUT_BYTES
+        room = not self.target_ended and self.sent == self.said and self.link.has_room()
         return min(self.limit - self.sent, CHUNK_BYTES, self.link.payload) if room else 0
 
     def must_write(self) -> bool:
@@ -403,16 +441,13 @@ class Stream:
     def move(self) -> None:
         """Move what can be moved, both ways; raise OSError if the target failed."""
         moved = True
-        while moved and self.target.connected():
+        while moved and self.target.connected() and not self.untold:
             before = self.sent, self.delivered, self.passed_fin
             if size := self.may_read():
                 data = self.target.read(size)
-                if data:
-                    self.link.send(DATA, self.number, self.sent, data)
-                    self.sent += len(data)
-                elif data is not None:
-                    self.link.send(FIN, self.number, self.sent)
-                    self.sent_fin = True
+                self.kept += data or b""
+                self.target_ended = data is not None and not data
+            self.speak()
             if self.inbox:
                 taken = self.target.write(self.inbox)
                 del self.inbox[:taken]
@@ -421,6 +456,17 @@ class Stream:
                 self.target.finish()
                 self.passed_fin = True
             moved = before != (self.sent, self.delivered, self.passed_fin)
+
+    def speak(self) -> None:
+        """Send what the target said, as far as may be: for the first time, or again."""
+        begin = self.sent - self.acked
+        size = min(len(self.kept) - begin, self.limit - self.sent, self.link.payload)
+        if size > 0 and self.link.has_room():
+            self.link.send(DATA, self.number, self.sent, bytes(self.kept[begin : begin + size]))
+            self.sent += size
+        if self.target_ended and self.sent == self.said and not self.sent_fin:
+            self.link.send(FIN, self.number, self.sent)
+            self.sent_fin = True
 
     def acknowledge(self, now: float) -> float | None:
         """Send CREDIT if it is time for it; return when it will be, if ever (§7.5)."""
@@ -449,11 +495,67 @@ class Link:
         self.streams: dict[int, Stream] = {}
         self.highest = 0
         self.draining = False
+        self.resumed = self.broke = False
+        self.awaits_sync = False
+        self.states_left = 0
         self.heard = time.monotonic()
         self.asked: float | None = None  # when the PING went out that nothing followed yet
 
     def send(self, kind: int, stream: int = 0, value: int = 0, payload: bytes = b"") -> None:
         self.output += frame(kind, stream, value, payload)
+
+    def has_room(self) -> bool:
+        return len(self.output) < OUTPUT_BYTES
+
+    def take_over(self, past: Link) -> None:
+        """Go on with the session of a link that was lost (§7.8)."""
+        self.streams, self.highest, self.draining = past.streams, past.highest, past.draining
+        self.resumed = self.awaits_sync = True
+        self.send(SYNC, 0, self.highest, struct.pack(">I", len(self.streams)))
+        for stream in self.streams.values():
+            stream.link = self
+            stream.pause()
+            flags = stream.passed_fin * FIN_DELIVERED | stream.resetting * IS_RESET
+            payload = struct.pack(">QB", stream.granted, flags)
+            self.send(STATE, stream.number, stream.delivered, payload)
+        if self.draining:
+            self.goaway(DRAINING)
+
+    def take_sync(self, last: int, count: int) -> None:
+        if last < self.highest or count > MAX_STREAMS:
+            raise LinkError("a SYNC that cannot be true")
+        self.awaits_sync, self.states_left = False, count
+        self.judge_untold()
+
+    def take_state(self, number: int, delivered: int, payload: bytes) -> None:
+        if not self.states_left:
+            raise LinkError("a STATE too many")
+        self.states_left -= 1
+        stream = self.streams.get(number)
+        limit, flags = struct.unpack(">QB", payload)
+        if stream is None:
+            pass
+        elif stream.resetting:
+            stream.untold = False
+            self.reset(number, FAILED)
+        elif flags & IS_RESET:
+            self.reset(number, ANSWER)
+            self.forget(stream, reset=True)
+        else:
+            try:
+                stream.resume(delivered, limit, flags)
+            except ValueError:
+                stream.untold = False
+                self.fail(stream, IMPOSSIBLE)
+        self.judge_untold()
+
+    def judge_untold(self) -> None:
+        """When the peer has told all: what it did not list is over there."""
+        if self.states_left:
+            return
+        for stream in [one for one in self.streams.values() if one.untold]:
+            over = stream.passed_fin and stream.sent_fin
+            self.forget(stream, reset=not over)
 
     def credit(self, number: int, delivered: int, limit: int, fin: bool) -> None:
         self.send(CREDIT, number, delivered, struct.pack(">QB", limit, fin * FIN_DELIVERED))
@@ -482,19 +584,26 @@ class Link:
             while one := take_frame(self.input):
                 self.receive(*one)
         except LinkError:
+            self.broke = True
             self.goaway(VIOLATION)
             self.write()
             raise
 
     def receive(self, kind: int, number: int, value: int, payload: bytes) -> None:
         stream = self.streams.get(number)
-        if kind == PING:
+        if (kind == SYNC) != self.awaits_sync:
+            raise LinkError("SYNC out of place")
+        if kind == SYNC:
+            self.take_sync(value, int.from_bytes(payload, "big"))
+        elif kind == STATE:
+            self.take_state(number, value, payload)
+        elif kind == PING:
             self.send(PONG, 0, value)
         elif kind == GOAWAY and int.from_bytes(payload, "big") == VIOLATION:
             raise ConnectionAbortedError("the server says that we broke the protocol")
         elif kind == OPEN:
             self.open(number, value, payload)
-        elif kind in (SYNC, STATE) or number > self.highest:
+        elif number > self.highest:
             raise LinkError(f"a frame of type {kind} for stream {number}")
         elif kind == RESET:
             if int.from_bytes(payload, "big") != ANSWER:
@@ -508,9 +617,11 @@ class Link:
                 self.fail(stream, IMPOSSIBLE)
 
     def open(self, number: int, limit: int, payload: bytes) -> None:
-        if number <= self.highest or limit > TOP:
+        if limit > TOP:
             raise LinkError("an OPEN that cannot be true")
         addresses(payload)
+        if number <= self.highest:  # we know it
+            return
         self.highest = number
         if self.draining:
             self.reset(number, STOPPING)
@@ -545,6 +656,8 @@ class Link:
                 self.fail(stream, RESET_CODES.get(error.errno or 0, FAILED))
                 continue
             again = min(again, stream.acknowledge(now) or again)
+            if stream.sent < min(stream.said, stream.limit) and self.has_room():
+                again = now
             if stream.told_fin and stream.fin_delivered:
                 self.forget(stream, reset=False)
         full = len(self.output) >= OUTPUT_BYTES
@@ -594,6 +707,8 @@ def obey(control: int) -> bool:
         sys.exit(0)
     if word == b"drop":
         raise LinkError("told to drop it")
+    if word == b"forget":
+        raise ConnectionAbortedError("told to forget it")
     return word == b"drain"
 
 
@@ -613,15 +728,29 @@ def dial(
 ) -> None:
     """Dial again and again; return after a drain."""
     refusals = failures = 0
+    past: Link | None = None
+    session, lost_at = None, 0.0
     while True:
+        if past is not None and time.monotonic() > lost_at + GRACE_SECONDS:
+            past.close()
+            past = session = None
         try:
             with closing(socket.create_connection(server, HANDSHAKE_SECONDS)) as plain:
-                sock, welcome = shake_hands(plain, server[1], me, tls=tls, window=window)
-                say(f"up {welcome['session']}")
+                sock, welcome = shake_hands(
+                    plain, server[1], me, tls=tls, window=window, session=session
+                )
+                say(f"{'resumed' if welcome['resumed'] else 'up'} {welcome['session']}")
                 refusals = failures = 0
                 payload = welcome["limits"]["payload"]
-                with sock, closing(Link(sock, payload, window, connect)) as link:
-                    link.run(control)
+                link = Link(sock, payload, window, connect)
+                if past is not None:
+                    (link.take_over if welcome["resumed"] else Link.close)(past)
+                past, session = link, welcome["session"]
+                try:
+                    with sock:
+                        link.run(control)
+                finally:
+                    lost_at = time.monotonic()
                 say("down drained")
                 return
         except RefusedError as error:
@@ -630,6 +759,10 @@ def dial(
         except (OSError, LinkError) as error:
             say(f"down {error}")
             failures += 1
+            over = isinstance(error, ConnectionAbortedError)
+            if past is not None and (past.broke or over):  # this session is not resumed
+                past.close()
+                past = session = None
         pause = min(REDIAL_SECONDS * 2**refusals, LONGEST_PAUSE_SECONDS)
         if (refusals or failures > 1) and select.select([control], [], [], pause)[0]:
             obey(control)

@@ -8,6 +8,7 @@ test of tunneltcp with itself would not notice.
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import signal
 import socket
@@ -17,14 +18,25 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
 from tests.interop import client
-from tests.interop.client import CREDIT, DATA, FIN, GOAWAY, OPEN, PING, PONG, RESET, SYNC
+from tests.interop.client import (
+    CREDIT,
+    DATA,
+    FIN,
+    GOAWAY,
+    OPEN,
+    PING,
+    PONG,
+    RESET,
+    STATE,
+    SYNC,
+)
 from tests.support.apps import BANNER, Apps, refused_port
 from tests.support.pattern import pattern
 from tests.support.ports import free_port, free_ports
@@ -74,14 +86,15 @@ class Program:
     def lines(self) -> list[str]:
         """What it said so far, and nothing else: no traceback, no warning."""
         lines = self.output.read_text().splitlines()
-        assert all(re.match("(up|down|refused) ", line) for line in lines), lines
+        assert all(re.match("(up|resumed|down|refused) ", line) for line in lines), lines
         return lines
 
     def wait_up(self, count: int = 1) -> str:
         """Wait for that many links in all; return the session of the last."""
 
         def sessions() -> list[str]:
-            return [line[3:] for line in self.lines() if line.startswith("up ")]
+            pairs = [line.split(maxsplit=1) for line in self.lines()]
+            return [rest for word, rest in pairs if word in ("up", "resumed")]
 
         wait_until(
             lambda: len(sessions()) >= count, 10, lambda: f"link {count}: {self.lines()}"
@@ -117,6 +130,8 @@ class Tunnels(NamedTuple):
     folder: Path
     target: socket.socket
     """Where the streams of ``manual`` come out."""
+    program: Program
+    """The client of ``manual``."""
 
     def open(self) -> tuple[socket.socket, socket.socket]:
         """A visitor of ``manual``, and its connection at the target."""
@@ -134,8 +149,8 @@ def tunnels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tunnels]:
     config = {"tunnels": tunnels, "auth": "none"}
     with listener() as target, Master("server", config, folder / "server") as master:
         where = f"127.0.0.1:{target.getsockname()[1]}"
-        with Program(ports["manual"], folder, "--target", where):
-            yield Tunnels(master, ports, folder, target)
+        with Program(ports["manual"], folder, "--target", where) as program:
+            yield Tunnels(master, ports, folder, target, program)
 
 
 @pytest.fixture(scope="module")
@@ -146,17 +161,28 @@ def echo(tunnels: Tunnels) -> Iterator[int]:
 
 
 @pytest.fixture(scope="module")
-def apps(tunnels: Tunnels) -> Iterator[dict[str, int]]:
-    """Public ports of clients with targets, by the kind of these."""
+def programs(tunnels: Tunnels) -> Iterator[dict[str, Program]]:
+    """Clients with targets, by the kind of these."""
     kinds = ("pattern", "banner")
     with Apps() as running, refused_port() as refused:
         where = {kind: running.add(kind) for kind in kinds} | {"refused": refused}
-        programs = [
-            Program(tunnels.ports[kind], tunnels.folder, "--target", f"127.0.0.1:{port}")
-            for kind, port in where.items()
-        ]
-        with programs[0], programs[1], programs[2]:
-            yield tunnels.ports
+        with ExitStack() as stack:
+            found = {
+                kind: Program(
+                    tunnels.ports[kind], tunnels.folder, "--target", f"127.0.0.1:{port}"
+                )
+                for kind, port in where.items()
+            }
+            for program in found.values():
+                stack.enter_context(program)
+            yield found
+
+
+@pytest.fixture(scope="module")
+def apps(tunnels: Tunnels, programs: dict[str, Program]) -> dict[str, int]:
+    """Public ports of these."""
+    assert programs
+    return tunnels.ports
 
 
 @pytest.fixture(scope="module")
@@ -272,12 +298,75 @@ def test_who_does_not_read_stops_the_other_end_and_nobody_else(
         expect_end(slow)
 
 
-def test_a_dropped_link_resets_its_visitors_and_the_next_serves(tunnels: Tunnels) -> None:
+def test_a_dropped_link_is_a_pause(tunnels: Tunnels) -> None:
+    port = tunnels.ports["again"]
+    with Program(port, tunnels.folder, "--echo") as program, connect(port) as visitor:
+        session = program.wait_up()
+        for count in range(2, 5):
+            echoes(visitor)
+            program.tell("drop")
+            assert program.wait_up(count) == session
+        echoes(visitor)
+        visitor.shutdown(socket.SHUT_WR)
+        expect_end(visitor)
+        words = [line.split()[0] for line in program.lines()]
+        assert words == ["up", *["down", "resumed"] * 3]
+
+
+def test_busy_streams_go_on_over_dropped_links(
+    tunnels: Tunnels, apps: dict[str, int], programs: dict[str, Program], load: Load
+) -> None:
+    program, port = programs["pattern"], apps["pattern"]
+    links = len([line for line in program.lines() if line.startswith(("up ", "resumed "))])
+    load.transfer("busy", port, count=10, up=2_000_000, down=2_000_000)
+    moved = 0
+    for count in range(1, 9):
+        before = moved
+        wait_until(lambda before=before: load.stats("busy").down > before + 300_000, 10)  # type: ignore[misc]
+        moved = load.stats("busy").down
+        program.tell("drop")
+        program.wait_up(links + count)
+    stats = load.finish("busy")
+
+    assert stats.outcomes == {"ok": 10}, stats.errors
+    assert program.lines()[-1].startswith("resumed ")
+
+
+def test_what_the_ends_did_in_the_pause(tunnels: Tunnels) -> None:
+    """The client is stopped for a while: its visitors finish, reset, and speak meanwhile."""
+    program = tunnels.program
+    links = len([line for line in program.lines() if line.startswith(("up ", "resumed "))])
+    (one, far_one), (two, far_two), (three, far_three) = (tunnels.open() for _ in range(3))
+    with one, far_one, two, far_two, three, far_three:
+        for visitor, far in ((one, far_one), (two, far_two), (three, far_three)):
+            visitor.sendall(b"hello")
+            assert receive_exactly(far, 5) == b"hello"
+        os.kill(program.process.pid, signal.SIGSTOP)
+        try:
+            one.sendall(b"the end")
+            one.shutdown(socket.SHUT_WR)
+            reset(two)
+            far_three.sendall(b"from the target")
+            far_three.shutdown(socket.SHUT_WR)
+            program.tell("drop")
+        finally:
+            os.kill(program.process.pid, signal.SIGCONT)
+        program.wait_up(links + 1)
+        assert receive_exactly(far_one, 7) == b"the end"
+        expect_end(far_one)
+        far_one.sendall(b"and yours")
+        assert receive_exactly(one, 9) == b"and yours"
+        expect_reset(far_two)
+        assert receive_exactly(three, 15) == b"from the target"
+        expect_end(three)
+
+
+def test_a_forgotten_session_resets_its_visitors_and_the_next_serves(tunnels: Tunnels) -> None:
     port = tunnels.ports["again"]
     with Program(port, tunnels.folder, "--echo") as program, connect(port) as cut:
         first = program.wait_up()
         echoes(cut)
-        program.tell("drop")
+        program.tell("forget")
         assert expect_reset(cut) == 0
 
         assert program.wait_up(2) != first
@@ -780,7 +869,7 @@ def test_what_cannot_be_true_resets_one_stream(
         (RESET, 0, b"x"),
         (CREDIT, 0, bytes(8)),
         (SYNC, 0, bytes(4)),
-        (client.STATE, 0, bytes(9)),
+        (STATE, 0, bytes(9)),
         (PING, None, b"x"),
         (PING, 0, b""),
         (PONG, 0, b""),
@@ -832,3 +921,166 @@ def test_a_server_that_stops_says_so_and_lets_visitors_finish(tmp_path: Path) ->
             assert link.expect(FIN, stream, after=(CREDIT,)).value == 5
             link.send_credit(stream, 5, client.WINDOW_BYTES, client.FIN_DELIVERED)
         assert master.wait() == 0
+
+
+# A session that is resumed by hand.
+
+
+def go_on(link: RawLink, *states: tuple[int, int, int, int]) -> RawLink:
+    """Come back with the session of a link; tell these states (id, delivered, limit, flags)."""
+    again = RawLink(link.port, ME, session=link.welcome["session"])
+    assert again.welcome["resumed"]
+    sync = again.expect(SYNC)
+    count = int.from_bytes(sync.payload, "big")
+    told = [again.receive() for _ in range(count)]
+    assert all(one is not None and one.kind == STATE for one in told), told
+    again.send(SYNC, 0, sync.value, struct.pack(">I", len(states)))
+    for stream, delivered, limit, flags in states:
+        again.send(STATE, stream, delivered, struct.pack(">QB", limit, flags))
+    return again
+
+
+LIMIT = client.WINDOW_BYTES
+
+
+def test_a_resumed_link_sends_again_what_was_not_delivered(link: RawLink) -> None:
+    visitor, stream, limit = link.open(b"hello there")
+    with visitor:
+        link.send(DATA, stream, 0, b"answer")
+        assert receive_exactly(visitor, 6) == b"answer"
+        epoch = link.welcome["epoch"]
+        with RawLink(link.port, ME, session=link.welcome["session"]) as again:
+            assert (again.welcome["resumed"], again.welcome["epoch"]) == (True, epoch + 1)
+            assert link.receive() is None, "the older link is closed without GOAWAY"
+            assert again.receive() == Frame(SYNC, 0, stream, b"\0\0\0\1")
+            state = again.expect(STATE, stream)
+            assert state.value == 6, "so much was delivered"
+            assert struct.unpack(">QB", state.payload) == (limit + 6, 0)
+            again.send(SYNC, 0, stream, b"\0\0\0\1")
+            assert again.ask() == [], "nothing of a stream comes before its STATE"
+            again.send(STATE, stream, 3, struct.pack(">QB", LIMIT, 0))
+            assert again.expect(DATA, stream) == Frame(DATA, stream, 3, b"lo there")
+            again.send(DATA, stream, 6, b" and more")
+            assert receive_exactly(visitor, 9) == b" and more"
+
+
+@pytest.mark.parametrize(
+    ("delivered", "limit", "flags"),
+    [
+        (6, 1 << 20, 0),
+        (1, 1 << 20, 0),
+        (1 << 63, 1 << 63, 0),
+        (5, 4, 0),
+        (5, (1 << 62) + 1, 0),
+        (5, 1 << 20, 1),
+    ],
+    ids=[
+        "more-than-was-sent",
+        "less-than-before",
+        "huge",
+        "limit-below-delivered",
+        "limit-too-high",
+        "fin-flag-before-fin",
+    ],
+)
+def test_a_state_that_cannot_be_true_resets_one_stream(
+    link: RawLink, delivered: int, limit: int, flags: int
+) -> None:
+    visitor, stream, _ = link.open()
+    other, beside, _ = link.open()
+    with visitor, other:
+        link.send_credit(stream, 2, LIMIT)
+        link.ask()
+        states = (stream, delivered, limit, flags), (beside, 5, LIMIT, 0)
+        with go_on(link, *states) as again:
+            assert again.expect(RESET, stream).payload == b"\0\4"
+            expect_was_reset(visitor)
+            again.send_reset(stream, 0)
+            again.send(DATA, beside, 0, b"alive")
+            assert receive_exactly(other, 5) == b"alive"
+
+
+def test_what_a_client_does_not_list_was_reset_there(link: RawLink) -> None:
+    visitor, stream, _ = link.open()
+    other, beside, _ = link.open()
+    with (
+        visitor,
+        other,
+        go_on(link, (beside, 5, LIMIT, 0), (stream + 99, 0, LIMIT, 0)) as again,
+    ):
+        expect_was_reset(visitor)
+        assert again.ask() == [], "nobody is told"
+        again.send(DATA, beside, 0, b"alive")
+        assert receive_exactly(other, 5) == b"alive"
+
+
+def test_an_open_that_the_client_never_took_comes_again(link: RawLink) -> None:
+    with connect(link.port) as visitor:
+        visitor.sendall(b"hello")
+        opened = link.receive()
+        assert opened is not None
+        assert opened.kind == OPEN
+        with RawLink(link.port, ME, session=link.welcome["session"]) as again:
+            again.expect(SYNC)
+            again.expect(STATE, opened.stream)
+            again.send(SYNC, 0, opened.stream - 1, bytes(4))
+            assert again.expect(OPEN, opened.stream) == opened
+            again.send_credit(opened.stream, 0, LIMIT)
+            assert again.expect(DATA, opened.stream).payload == b"hello"
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [(PING, 0, 0, b"")],
+        [(SYNC, 0, 99, bytes(4))],
+        [(SYNC, 0, 0, struct.pack(">I", 65_537))],
+        [(SYNC, 0, 0, struct.pack(">I", 1)), (SYNC, 0, 0, bytes(4))],
+        [(SYNC, 0, 0, bytes(4)), (STATE, 0, 5, struct.pack(">QB", LIMIT, 0))],
+    ],
+    ids=[
+        "no-sync",
+        "id-above-the-highest",
+        "too-many-states",
+        "two-syncs",
+        "unannounced-state",
+    ],
+)
+def test_a_resume_that_breaks_the_protocol_ends_the_session(
+    link: RawLink, lines: list[tuple[int, int, int, bytes]]
+) -> None:
+    """``value`` is above the highest id for SYNC; a STATE is that of the one stream."""
+    visitor, stream, _ = link.open()
+    with visitor, RawLink(link.port, ME, session=link.welcome["session"]) as again:
+        again.expect(SYNC)
+        again.expect(STATE, stream)
+        for kind, _number, value, payload in lines:
+            if kind == SYNC:
+                again.send(SYNC, 0, stream + value, payload)
+            else:
+                again.send(kind, stream if kind == STATE else 0, value, payload)
+        goaway = again.expect(GOAWAY, after=(RESET,))
+        assert goaway.payload == b"\0\1"
+        expect_was_reset(visitor)
+    with RawLink(link.port, ME, session=link.welcome["session"]) as newer:
+        assert not newer.welcome["resumed"]
+
+
+def test_a_late_duplicate_of_an_old_attempt_is_stale_and_harms_nobody(link: RawLink) -> None:
+    visitor, stream, _ = link.open()
+    with visitor:
+        for number in (ME.attempt, ME.attempt - 1, 0):
+            late = refusal(link.port, ME, attempt=number, session=link.welcome["session"])
+            assert (late.code, late.proven) == ("stale", True)
+        link.send(DATA, stream, 0, b"alive")
+        assert receive_exactly(visitor, 5) == b"alive"
+
+
+def test_the_session_of_another_run_is_not_resumed(link: RawLink) -> None:
+    visitor, _stream, _ = link.open()
+    stranger = client.Identity(ME.host, client.Identity().run)
+    link.sock.close()
+    with visitor, RawLink(link.port, stranger, session=link.welcome["session"]) as other:
+        assert not other.welcome["resumed"]
+        assert other.welcome["session"] != link.welcome["session"]
+        expect_was_reset(visitor)

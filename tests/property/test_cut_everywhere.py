@@ -13,6 +13,7 @@ from tests.support.frame_factory import split_frames
 from tests.support.session_pair import MANY, SessionPair
 from tunneltcp.protocol.errors import GoawayCode
 from tunneltcp.protocol.frames import FrameType
+from tunneltcp.protocol.windows import MAX_WINDOW_BYTES
 
 VISITORS = 5
 PIECE = 211
@@ -174,3 +175,30 @@ def test_a_cut_at_every_byte(direction, during_the_pause):
             assert story.tell(during_the_pause=during_the_pause)
         except AssertionError as error:
             raise AssertionError(f"cut behind byte {cut_at}: {error}") from error
+
+
+def test_full_rings_of_16_mib_each_way_are_carried_again():
+    """Nobody writes all before reading: each side has more to send than any queue takes."""
+    pair = SessionPair(64 << 20, max_streams=16)
+    size = MAX_WINDOW_BYTES
+    for _ in range(16):
+        pair.must_open()
+    pair.settle()
+    for visit in pair.visits:
+        for end in visit.ends:
+            end.write(size + 100_000)
+    pair.settle()
+    for side in pair.sides:
+        assert side.arena.used_bytes >= 16 * size
+    for _ in range(2):  # the second time in the middle of it
+        pair.cut()
+        pair.resume()
+        for _ in range(20):
+            pair.pump(100_000)
+    assert sum(again for _, again in pair.server.resumed) >= 16 * size
+    assert sum(again for _, again in pair.client.resumed) >= 16 * size
+    pair.make_willing()
+    pair.end_all()
+    pair.settle()
+    pair.check_complete()
+    pair.check_all_over()

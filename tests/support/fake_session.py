@@ -55,7 +55,7 @@ class FakeEndpoint:
             self.stream.delivered_more(waiting)
 
     def deliver(self, data: memoryview) -> int:
-        """See :class:`~tunneltcp.protocol.stream.Endpoint`; so for the others here."""
+        """See :class:`~tunneltcp.protocol.endpoint.Endpoint`; so for the others here."""
         self.received += data
         if self.takes:
             return len(data)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import ModuleType
 
-__all__ = ["in_ci", "require_ability", "require_program", "require_root"]
+__all__ = ["in_ci", "is_long", "require_ability", "require_program", "require_root"]
 
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 
@@ -32,6 +32,11 @@ def require_program(name: str, environment: Mapping[str, str] = os.environ) -> s
     if path is None:
         _missing(f"{name} is not installed", environment)
     return path
+
+
+def is_long(environment: Mapping[str, str] = os.environ) -> bool:
+    """Say whether somebody has time: long tests then have their real lengths."""
+    return environment.get("LONG_TESTS", "").lower() in {"1", "true", "yes"}
 
 
 def require_root(environment: Mapping[str, str] = os.environ, uid: int | None = None) -> None:

@@ -14,6 +14,7 @@ import fcntl
 import os
 import re
 import stat
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,6 +173,12 @@ def _check_owner(path: Path) -> None:
         raise PermissionError(0, "others may write to it")
 
 
+_LOCK_SECONDS: Final = 0.5
+"""A lock that nobody's pid goes with for longer than this is another master's."""
+
+_LOCK_PAUSE_SECONDS: Final = 0.005
+
+
 class InstanceLock:
     """Holds an instance: one master each."""
 
@@ -187,6 +194,7 @@ class InstanceLock:
         os.pwrite(self.fd, f"{os.getpid()}\n".encode(), 0)
 
     def _take(self, instance: str) -> int:
+        deadline = time.monotonic() + _LOCK_SECONDS
         while True:
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
             fd = os.open(self._path, flags, 0o600)
@@ -195,7 +203,11 @@ class InstanceLock:
             except BlockingIOError as error:
                 pid = _read_pid(fd)
                 os.close(fd)
-                raise MasterRunning(instance, pid) from error
+                # Who only asks whether we run has the lock for an instant (locked_pid).
+                if (pid is not None and _is_there(pid)) or time.monotonic() > deadline:
+                    raise MasterRunning(instance, pid) from error
+                time.sleep(_LOCK_PAUSE_SECONDS)  # noqa: TID251 - before there is a loop
+                continue
             # The one before us unlinks the file as it leaves: ours must be the one there.
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(fd), self._path.stat()):
@@ -222,6 +234,16 @@ def locked_pid(run_folder: Path) -> int | None:
     finally:
         os.close(fd)
     return None
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _read_pid(fd: int) -> int | None:

@@ -121,7 +121,14 @@ class Reloader:
             new.close()
             self._end(_refused(["it is stopping"]))
         else:
-            self._end(self._take(config, new, anew=anew))
+            try:
+                answer = self._take(config, new, anew=anew)
+            except Exception:
+                self._end(
+                    _refused(['a mistake of ours: see master.log, and "tunneltcp status"'])
+                )
+                raise  # and the master logs it
+            self._end(answer)
 
     def _take(self, config: Config, new: Renewed, *, anew: bool) -> dict[str, Any]:
         """Act on the difference."""

@@ -257,6 +257,9 @@ def _begin_child(
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != master_pid:
         os._exit(ExitCode.TEMPORARY)
+    # What the master had and has dropped, and no collector has seen yet, must not be collected
+    # here: its sockets would close numbers that are long those of others.
+    gc.freeze()
     _close_all_but(keep)
     _reset_signals(mask)
 

@@ -114,7 +114,7 @@ class Loop:
         """Leave :meth:`run` at the end of this turn."""
         self._running = False
 
-    def turn(self, *, wait: bool = True) -> None:
+    def turn(self, *, wait: bool = True) -> None:  # noqa: C901 - the hot path
         """Wait once, or only look, then call everything that is due."""
         # Into locals first: the interpreter is slow at calling what lies in an instance.
         clock, poll = self._clock, self._poll
@@ -141,9 +141,13 @@ class Loop:
         for fd, events in ready:
             # A callback before this one may have let go of the descriptor, and its number
             # may already belong to somebody else.
-            callback = callbacks.get(fd)
-            if callback is not None and not (fresh and fd in fresh):
-                callback(events if events <= 5 else events | _BOTH)
+            try:
+                callback = callbacks[fd]
+            except KeyError:
+                continue
+            if fresh and fd in fresh:
+                continue
+            callback(events if events <= 5 else events | _BOTH)
         if timers and timers[0].when <= self.now:
             self._call_due()
         on_turn = self.on_turn

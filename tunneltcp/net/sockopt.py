@@ -27,6 +27,7 @@ __all__ = [
     "error_text",
     "gather_send",
     "is_connected_to_itself",
+    "limit_segments",
     "new_socket",
     "prepare_connection",
     "prepare_link",
@@ -123,6 +124,12 @@ def prepare_connection(sock: socket.socket) -> None:
 def prepare_listener(sock: socket.socket) -> None:
     """Set what the sockets accepted from this listener are to inherit."""
     prepare_connection(sock)
+
+
+def limit_segments(sock: socket.socket, segment_bytes: int) -> None:
+    """Make both sides send packets of no more than so many bytes of data; before connect."""
+    with contextlib.suppress(OSError, AttributeError):  # Windows has no such option
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, segment_bytes)
 
 
 def prepare_link(sock: socket.socket) -> None:

@@ -106,17 +106,6 @@ class TlsConnection:
 
     # ------------------------------------------------------------------- handshake
 
-    def greet(self) -> None:
-        """Begin the handshake, as its client; receive nothing."""
-        with suppress(ssl.SSLWantReadError):
-            self._tls.do_handshake()
-        self._send_outgoing()
-
-    def _send_outgoing(self) -> None:
-        # At most some KiB into an empty socket: what does not fit never will.
-        with suppress(OSError):
-            self._sock.send(self._outgoing.read())
-
     def shake_hands(self) -> bool:
         """Go on with the handshake as far as it goes now; return whether it is over.
 
@@ -131,6 +120,13 @@ class TlsConnection:
                 raise _failure("closed in the middle of it")
             self._raw_left -= len(data)
             self._incoming.write(data)
+        return self._step()
+
+    def say_hello(self) -> None:
+        """Begin as a client; receive nothing: who looks first may find that this is no TLS."""
+        self._step()
+
+    def _step(self) -> bool:
         try:
             self._tls.do_handshake()
         except ssl.SSLWantReadError:
@@ -138,7 +134,10 @@ class TlsConnection:
         except ssl.SSLError as error:
             raise _failure(_sentence(error)) from error
         finally:
-            self._send_outgoing()  # if it failed, this tells the other side why
+            # At most some KiB into an empty socket: what does not fit never will. If it
+            # failed, this tells the other side why.
+            with suppress(OSError):
+                self._sock.send(self._outgoing.read())
         if self._tls.selected_alpn_protocol() != ALPN:
             raise _failure("the other side does not want tunneltcp's protocol")
         return True

@@ -19,6 +19,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from tunneltcp.protocol.frames import MAX_PAYLOAD_BYTES
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -35,12 +37,14 @@ MAX_RING_BYTES: Final = MIN_RING_BYTES << (_CLASSES - 1)
 class Ring:
     """A piece of the arena; ``view`` is its memory, ``mask`` maps offsets into it."""
 
-    __slots__ = ("mask", "size", "view", "word")
+    __slots__ = ("frame_end", "mask", "size", "view", "word")
 
     def __init__(self, view: memoryview, word: int) -> None:
         self.view = view
         self.size = len(view)
         self.mask = self.size - 1
+        self.frame_end = min(self.size, MAX_PAYLOAD_BYTES)
+        """What ends here at the latest may be one frame, wherever it begins."""
         self.word = word
 
     def __repr__(self) -> str:

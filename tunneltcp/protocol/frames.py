@@ -27,6 +27,7 @@ __all__ = [
     "FIN_DELIVERED",
     "HEADER",
     "HEADER_BYTES",
+    "HEADER_PARTS",
     "ID_MASK",
     "IS_RESET",
     "MAX_OFFSET",
@@ -46,6 +47,9 @@ HEADER_BYTES: Final = HEADER.size
 DATA_HEADER: Final = struct.Struct("!IIQ")
 """The same 16 bytes with the first word in halves: type, size and the id's upper 8 bits,
 then its lower 32. Small numbers are quicker to work with."""
+HEADER_PARTS: Final = struct.Struct("!BHBIQ")
+"""The same in five numbers that need no taking apart, but for the first: type and the upper 4
+bits of the size. Then the lower 16 of the size, the id in two parts, the value."""
 CREDIT_FRAME: Final = struct.Struct("!QQQB")
 """A whole CREDIT or STATE frame: the header, the limit, the flags."""
 SYNC_FRAME: Final = struct.Struct("!QQI")

@@ -46,9 +46,16 @@ class Liveness:
         was_doubted, self.doubted = self.doubted, False
         return was_doubted
 
-    def ask(self, now: float) -> bool:
-        """A life sign is wanted at once; return True if a PING is to be sent for it."""
-        if self._is_asking() or now - self.heard < 0.1 * BUSY_PING_SECONDS:
+    def ask(self, now: float, *, whatever_came: bool = False) -> bool:
+        """A life sign is wanted at once; return True if a PING is to be sent for it.
+
+        Args:
+            now: The time.
+            whatever_came: What was heard a moment ago says nothing any more.
+        """
+        if self._is_asking():
+            return False
+        if now - self.heard < 0.1 * BUSY_PING_SECONDS and not whatever_came:
             return False
         self._asked = now
         return True

@@ -176,6 +176,7 @@ class Session:
         self._part(stream)
         stream.words[stream.record + FLAGS] |= ERROR_SEEN
         stream.reset_code = code
+        stream.has_end = True
         if stream.open_payload is not None:  # the peer has never heard of it
             stream.open_payload = None
             stream.silence()
@@ -208,7 +209,7 @@ class Session:
 
     def free(self, stream: Stream) -> None:
         """Give back what a stream holds: the record, and the ring once nothing is queued."""
-        ring, stream.ring = stream.ring, None
+        ring, stream.ring, stream.free_to = stream.ring, None, 0
         self.table.give(stream.record)
         stream.record = _SPARE_RECORD
         if ring is not None:
@@ -237,7 +238,7 @@ class Session:
 
     def count_delivered(self, stream: Stream, count: int) -> None:
         """A socket took ``count`` bytes that came for this stream."""
-        stream.delivered += count
+        stream.waiting -= count
         self.owe(stream)
 
     def sweep(self) -> None:
@@ -248,12 +249,13 @@ class Session:
         """
         still = []
         for stream in self.owing:
-            if stream.delivered != stream.seen:
-                stream.seen = stream.delivered
+            delivered = stream.received - stream.waiting
+            if delivered != stream.seen:
+                stream.seen = delivered
                 still.append(stream)
                 continue
-            stream.owing = False
-            if stream.delivered == stream.received != stream.reported:
+            stream.owe_at = 0
+            if not stream.waiting and delivered != stream.reported:
                 self.sender.owe_credit(stream)
         self.owing = still
 
@@ -261,8 +263,8 @@ class Session:
         """More was delivered: CREDIT is due, or will be when the stream is quiet."""
         if stream.delivered >= stream.credit_at:
             self.sender.owe_credit(stream)
-        elif not stream.owing:
-            stream.owing = True
+        elif not stream.owe_at:
+            stream.owe_at = stream.credit_at
             self.owing.append(stream)
 
     # ---------------------------------------------------------------- own frames
@@ -335,9 +337,7 @@ class Session:
     def acknowledge(self, stream: Stream, delivered: int, *, fin_delivered: bool) -> None:
         """The far socket took this much of the stream: room for more."""
         if delivered > stream.acked:
-            stream.acked = delivered
-            if delivered == stream.head:
-                stream.release_ring()
+            stream.acknowledge(delivered)
         if fin_delivered:
             stream.fin_acked = True
             self.forget_if_over(stream)

@@ -26,9 +26,10 @@ that send; its socket is read on, until the ring is full.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from tunneltcp.protocol.arena import MAX_RING_BYTES
+from tunneltcp.protocol.endpoint import DISCARD, Endpoint, take_nothing
 from tunneltcp.protocol.frames import SIZE_SHIFT, FrameType
 from tunneltcp.protocol.table import (
     BYTES_READ,
@@ -57,58 +58,6 @@ FIRST_RING_BYTES: Final = MAX_UNREPORTED_BYTES
 never waits for a CREDIT that is not due yet."""
 
 
-class Endpoint(Protocol):
-    """What a stream moves bytes to and from: a socket, or a test's model of one."""
-
-    def deliver(self, data: memoryview) -> int:
-        """Take ``data``; return how many bytes the socket took at once.
-
-        The rest is the endpoint's to keep (copied: the memory is reused at once) and to
-        report later with :meth:`Stream.delivered_more`.
-        """
-
-    def deliver_fin(self) -> None:
-        """The peer has finished: pass that on behind all bytes; see :meth:`Stream.fin_done`."""
-
-    def resume_reading(self) -> None:
-        """There is room again, after :meth:`Stream.fill` found none."""
-
-    def drop_waiting(self) -> None:
-        """The link is lost: forget the bytes kept, and a FIN behind them; both come again."""
-
-    def abort(self, code: int) -> None:
-        """The stream is over by RESET: reset the socket and let go of it."""
-
-    def close(self) -> None:
-        """Both directions have finished and both sides know it: let go of the socket."""
-
-
-class _Discard:
-    """The endpoint of a stream that is over: whatever still comes is dropped."""
-
-    def deliver(self, data: memoryview) -> int:
-        del data
-        return 0
-
-    def deliver_fin(self) -> None:
-        pass
-
-    def resume_reading(self) -> None:
-        pass
-
-    def drop_waiting(self) -> None:
-        pass
-
-    def abort(self, code: int) -> None:
-        del code
-
-    def close(self) -> None:
-        pass
-
-
-DISCARD: Final[Endpoint] = _Discard()
-
-
 class Stream:
     """One visitor's two-way byte flow, seen from one side."""
 
@@ -121,20 +70,20 @@ class Stream:
         "credit_step",
         "credit_word",
         "data_word",
-        "deliver",
-        "delivered",
         "endpoint",
         "fin_acked",
         "fin_at",
         "fin_delivered",
         "fin_sent",
+        "free_to",
         "granted",
+        "has_end",
         "head",
         "id",
         "id_word",
         "limit",
         "open_payload",
-        "owing",
+        "owe_at",
         "paused",
         "peer_fin",
         "queued",
@@ -148,8 +97,10 @@ class Stream:
         "ring",
         "ring_bytes",
         "seen",
+        "send",
         "sent",
         "session",
+        "waiting",
         "window",
         "words",
     )
@@ -188,21 +139,28 @@ class Stream:
         self.acked = 0
         self.limit = limit
         self.ring: Ring | None = None
+        self.free_to = 0
+        """Where the ring is full: ``acked`` + its size; 0 while there is none."""
         self.ring_bytes = FIRST_RING_BYTES
         self.paused = False
         self.fin_at = -1
+        self.has_end = False
+        """FIN or RESET goes, or went, behind what was read."""
         self.fin_sent = False
         self.fin_acked = False
         # The receiving half.
         self.received = 0
-        self.delivered = 0
+        self.waiting = 0
+        """How much of that the endpoint still keeps."""
         self.granted = granted
         self.window = window
         self.credit_step = min(window // 4, MAX_UNREPORTED_BYTES)
         self.credit_at = self.credit_step
         """CREDIT is due when this much was delivered."""
         self.credit_due = False
-        self.owing = False
+        self.owe_at = 0
+        """Where the session wants to know that more was delivered: ``credit_at`` while it has
+        noted that this stream owes one, else 0."""
         self.seen = 0
         self.peer_fin = -1
         self.fin_delivered = False
@@ -224,7 +182,19 @@ class Stream:
     def use(self, endpoint: Endpoint) -> None:
         """Deliver to ``endpoint`` from now on."""
         self.endpoint = endpoint
-        self.deliver = endpoint.deliver
+        if endpoint is DISCARD:
+            self.send: Callable[[memoryview], int] = take_nothing
+            """The endpoint's short cut, set by it: tried first with whatever comes. What it
+            does not take, or fails to with an OSError, is delivered to the endpoint."""
+
+    @property
+    def delivered(self) -> int:
+        """How much of what came the endpoint's socket took.
+
+        Usually that is all, so what it did not take is counted: the path of a frame has one
+        number less to store.
+        """
+        return self.received - self.waiting
 
     @property
     def reported(self) -> int:
@@ -240,27 +210,27 @@ class Stream:
         ring or in the tunnel's memory: stop reading until :meth:`Endpoint.resume_reading`.
         Whatever ``receive_into`` raises is passed on. At most ``MAX_PAYLOAD_BYTES``.
         """
-        ring = self.ring
         head = self.head
-        if ring is None or head - self.acked >= ring.size:
-            ring = self._first_ring() if ring is None else self._grow(ring)
-            if ring is None:
+        room = self.free_to - head
+        if room <= 0:
+            if not (self._grow(self.ring) if self.ring else self._first_ring()):
                 self.paused = True
                 return -1
+            room = self.free_to - head
+        if room > 262144:  # MAX_PAYLOAD_BYTES
+            room = 262144
+        ring = self.ring
+        assert ring is not None, "it has room"
         start = head & ring.mask
-        end = start + ring.size - head + self.acked
-        if end > ring.size:
-            end = ring.size
-        if end - start > 262144:  # MAX_PAYLOAD_BYTES
-            end = start + 262144
         try:
-            count = receive_into(ring.view[start:end])
+            # A slice ends at the end of the ring, if not earlier.
+            count = receive_into(ring.view[start : start + room])
         except OSError:
             self._release_if_empty()
             raise
         if count:
             self.words[self.read_word] = self.head = head + count
-            if not self.queued and self.sent < self.limit:
+            if not self.queued:
                 self.queued = True
                 self.ready.append(self)
         else:
@@ -270,6 +240,7 @@ class Stream:
     def finish(self) -> None:
         """The endpoint's socket has no more to read: send FIN behind what was read."""
         self.fin_at = self.head
+        self.has_end = True
         self.words[self.record + FLAGS] |= END_READ
         self.session.sender.enqueue(self)
 
@@ -285,6 +256,7 @@ class Stream:
         """The stream is over for the peer, or never was: nothing of it is to be sent."""
         self.sent = self.limit = self.head
         self.fin_at = self.reset_code = -1
+        self.has_end = False
 
     def confirm(self) -> None:
         """The peer knows the stream: OPEN will not be sent again."""
@@ -305,10 +277,12 @@ class Stream:
     def detach(self) -> None:
         """The link is lost: send nothing, and drop what came and was not delivered."""
         self.queued = True
-        self.credit_due = self.owing = False
-        if self.received != self.delivered or (self.peer_fin >= 0 and not self.fin_delivered):
+        self.credit_due = False
+        self.owe_at = 0
+        if self.waiting or (self.peer_fin >= 0 and not self.fin_delivered):
             self.endpoint.drop_waiting()
-            self.received = self.delivered
+            self.received -= self.waiting
+            self.waiting = 0
             self.peer_fin = -1
 
     def rewind(self, delivered: int, limit: int) -> int:
@@ -350,6 +324,7 @@ class Stream:
                 self.session.starved.append(self)
             return None
         self.ring = ring
+        self.free_to = self.acked + ring.size
         self.words[self.record + RING_WORD] = ring.word
         return ring
 
@@ -373,6 +348,7 @@ class Stream:
         self.words[self.record + RING_WORD] = larger.word
         self.ring = larger
         self.ring_bytes = size
+        self.free_to = self.acked + size
         self.session.sender.retire(ring)
         return larger
 
@@ -382,12 +358,19 @@ class Stream:
             self.session.arena.give(self._drop_ring(self.ring))
             self.session.feed_starved()
 
-    def release_ring(self) -> None:
-        """All that was read is delivered, says the peer: let go of the ring."""
-        if self.ring is not None:
-            self.session.sender.retire(self._drop_ring(self.ring))
+    def acknowledge(self, delivered: int) -> None:
+        """The far socket took this much: room for more, or no need of a ring any more."""
+        self.acked = delivered
+        ring = self.ring
+        if ring is None:
+            return
+        if delivered == self.head:
+            self.session.sender.retire(self._drop_ring(ring))
+        else:
+            self.free_to = delivered + ring.size
 
     def _drop_ring(self, ring: Ring) -> Ring:
         self.words[self.record + RING_WORD] = 0
         self.ring = None
+        self.free_to = 0
         return ring

@@ -29,6 +29,7 @@ from tunneltcp.net.sockopt import (
     new_socket,
     prepare_connection,
 )
+from tunneltcp.protocol.endpoint import take_nothing
 from tunneltcp.protocol.errors import ResetCode
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class Relay:
     def start(self, stream: Stream) -> None:
         """Begin to relay."""
         self.stream = stream
+        stream.send = self._send
         self._watch(READ)
 
     @property
@@ -136,6 +138,7 @@ class Relay:
             del out[:count]
             self.stream.delivered_more(count)
         if not out:
+            self.stream.send = self._send
             self._watch(self._mask & ~WRITE)
             if self._fin_waits:
                 self._finish_output()
@@ -155,13 +158,12 @@ class Relay:
     # ------------------------------------------------------------- the stream calls
 
     def deliver(self, data: memoryview) -> int:
-        """See :class:`~tunneltcp.protocol.stream.Endpoint`; so for the others here."""
+        """See :class:`~tunneltcp.protocol.endpoint.Endpoint`; so for the others here."""
         if self._out:
             self._out += data
             return 0
-        send = self._send  # two steps: calling what lies in a slot is slow
         try:
-            count = send(data)
+            count = self._send(data)
         except BlockingIOError:
             count = 0
         except OSError:
@@ -169,6 +171,7 @@ class Relay:
             return 0
         if count < len(data):
             self._out += data[count:]
+            self.stream.send = take_nothing
             self._watch(self._mask | WRITE)
         return count
 
@@ -197,6 +200,7 @@ class Relay:
         """The link is lost: what the socket would not take comes again."""
         self._out.clear()
         self._fin_waits = False
+        self.stream.send = self._send
         self._watch(self._mask & ~WRITE)
 
     def reset(self, code: ResetCode) -> None:
@@ -305,6 +309,8 @@ class TargetRelay(Relay):
         self._connecting = False
         self._send = self._sock.send
         waits = bool(self._out) or self._fin_waits
+        if not waits:
+            self.stream.send = self._send
         self._watch(READ | WRITE if waits else READ)
         self._on_connected(self)
 

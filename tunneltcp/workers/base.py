@@ -383,6 +383,9 @@ class Worker:
         self._show_link(LinkState.DOUBTED)
         self.tell({"type": "link", "state": "doubted", "peer": link.peer, "reason": "silent"})
 
+    def on_answer(self, link: Link) -> None:
+        """The link answered a PING."""
+
     def on_trust(self, link: Link) -> None:
         """The doubted link spoke again."""
         self._set_grace_timer(link.session.links.is_settled)

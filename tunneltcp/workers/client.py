@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from typing import TYPE_CHECKING, Any, Final
 
 from tunneltcp.advice import Trouble, link_trouble, target_trouble
@@ -18,10 +17,14 @@ from tunneltcp.relay.link import Link
 from tunneltcp.relay.relay import Relay, TargetRelay
 from tunneltcp.workers.base import Worker
 from tunneltcp.workers.claims import AGENT
-from tunneltcp.workers.dial import Attempt
+from tunneltcp.workers.dial import Attempt, prove_one
+from tunneltcp.workers.pace import MAX_ATTEMPTS, dial_seconds, refused_seconds
+from tunneltcp.workers.roaming import Roaming
 from tunneltcp.workers.visitors import Visitor
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tunneltcp.control.context import WorkerContext
     from tunneltcp.net.address import SocketAddress
     from tunneltcp.net.loop import Timer
@@ -31,20 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ClientWorker"]
 
-DIAL_SECONDS: Final = 0.7
-"""A new attempt starts this often beside those still pending: one patient ``connect`` comes
-up as late as 10 s after the network is back, a loop of fresh ones within one period."""
-SLOW_DIAL_SECONDS: Final = 2.0
-"""The same after ``SLOW_AFTER_SECONDS`` in vain."""
-SLOW_AFTER_SECONDS: Final = 60.0
-MAX_ATTEMPTS: Final = 4
-"""Attempts pending at once; with the period above, one that needs 2.8 s still comes up."""
 RESOLVE_SECONDS: Final = 5.0
 """A name is asked for again no more often than this."""
-MAX_REFUSED_SECONDS: Final = 30.0
-"""Longest pause after REFUSED, which only a person can heal."""
-MAX_IN_USE_SECONDS: Final = 5.0
-"""Longest pause where the owner of the port may leave at any time, or the server starts."""
 
 
 class ClientWorker(Worker):
@@ -66,12 +57,16 @@ class ClientWorker(Worker):
         self._target_down = ""
         """Why the last visitor did not get to the target; empty if it did."""
         self._relays: dict[Relay, Visitor] = {}
+        self._roaming = Roaming(self.loop, self)
+        self._is_answered = True
+        """Whether the link, which was doubted, has answered a PING since."""
 
     def start(self) -> None:
         """Begin to dial."""
         if not self._target_addresses:
             self._resolve(self.context.target_host, self.context.target_port)
         self._dial_soon(0.0)
+        self._roaming.look()
 
     def count_connections(self) -> int:
         """Return how many connections this worker holds now."""
@@ -146,11 +141,24 @@ class ClientWorker(Worker):
             self._dial_timer.cancel()
         self._dial_timer = self.loop.call_later(seconds, self._dial)
 
+    def server_addresses(self) -> list[SocketAddress]:
+        """Return whom it dials, as far as it is known."""
+        return self._server_addresses
+
+    def dial_anew(self) -> None:
+        """This machine has moved: what was said into the wind before does not count."""
+        if self.link is None:
+            self._dialling_since = self.loop.now
+            self._cancel_attempts(lambda attempt: not attempt.is_connected)
+            self._dial_soon(0.0)
+
     def _wants_link(self) -> bool:
         if self.draining:
             return False
         link = self.link
-        return link is None or link.is_doubted or self.link_key != self.keys[0]
+        if link is None or link.is_doubted or not self._is_answered:
+            return True
+        return self.link_key != self.keys[0]
 
     def _dial(self) -> None:
         """Start one attempt beside those that are pending, and come back."""
@@ -169,9 +177,7 @@ class ClientWorker(Worker):
     def _dial_later(self) -> None:
         """Come back in a while, unless that is arranged already or not wanted any more."""
         if self._dial_timer is None and self._wants_link():
-            tried = self.loop.now - self._dialling_since
-            period = SLOW_DIAL_SECONDS if tried > SLOW_AFTER_SECONDS else DIAL_SECONDS
-            self._dial_soon(_jittered(period))
+            self._dial_soon(dial_seconds(self.loop.now - self._dialling_since))
 
     def _start_attempt(self, address: SocketAddress) -> None:
         hello = Hello(
@@ -189,28 +195,12 @@ class ClientWorker(Worker):
             self._tell_no_link(Trouble.OTHER, format_address(address[1]), str(error.strerror))
             return
         self._attempts.append(attempt)
-        attempt.start()
+        attempt.start(self._roaming.segment_bytes)
 
     def on_challenged(self, attempt: Attempt) -> None:
         """Prove it, unless another attempt is just doing that."""
         del attempt
-        self._prove_one()
-
-    def _prove_one(self) -> None:
-        """Send PROOF on the first attempt that was challenged, if none is at it."""
-        if any(attempt.is_proving for attempt in self._attempts):
-            return
-        for attempt in self._attempts:
-            if attempt.is_challenged:
-                attempt.prove()
-                self._cancel_older(attempt)
-                return
-
-    def _cancel_older(self, proving: Attempt) -> None:
-        """From now on the server takes no attempt with a lower number."""
-        for attempt in [one for one in self._attempts if one.number < proving.number]:
-            self._attempts.remove(attempt)
-            attempt.cancel()
+        prove_one(self._attempts)
 
     def on_failure(
         self, attempt: Attempt, trouble: Trouble, detail: str, refusal: Refusal | None
@@ -219,30 +209,21 @@ class ClientWorker(Worker):
         self._attempts.remove(attempt)
         if refusal is not None and refusal.code is RefusedCode.STALE:
             self._dial_soon(0.0)
-            self._prove_one()
+            prove_one(self._attempts)
             return
         count = len(self._server_addresses)
         untried = refusal is None and count > 0 and self._next_address % count > 0
         # One address of several is no reason for alarm, nor is a doubted link that still is.
         if not untried and self.link is None:
-            self._tell_no_link(trouble, self._name_of(attempt), detail)
+            named = self.context.server_host, self.context.link_port
+            self._tell_no_link(trouble, attempt.where_in_words(named), detail)
         if refusal is not None:
             self._refusals += 1
             heals = refusal.code in (RefusedCode.IN_USE, RefusedCode.DRAINING)
-            longest = MAX_IN_USE_SECONDS if heals else MAX_REFUSED_SECONDS
-            pause = min(longest, 0.5 * 2 ** min(self._refusals, 10))
-            self._dial_soon(_jittered(pause))
+            self._dial_soon(refused_seconds(self._refusals, heals=heals))
         elif untried:
             self._dial_soon(0.0)
-        self._prove_one()
-
-    def _name_of(self, attempt: Attempt) -> str:
-        """Return whom it dialled in the words of the config, and its address beside it."""
-        named = format_address((self.context.server_host, self.context.link_port))
-        if named == attempt.where:
-            return named
-        address = attempt.where.rpartition(":")[0].strip("[]")
-        return f"{named} ({address})"
+        prove_one(self._attempts)
 
     def on_welcome(self, attempt: Attempt, welcome: Welcome, rest: bytes) -> None:
         """The first of all that speaks is the link."""
@@ -250,12 +231,15 @@ class ClientWorker(Worker):
         self._cancel_attempts()
         if self.link is not None:
             self.link.close()
-            why = "silent" if self.link.is_doubted else "its key is an old one"
+            is_old = self.link_key != self.keys[0] and self._is_answered
+            why = "its key is an old one" if is_old else "silent"
             self.drop_link(f"{why}, replaced by a new one")
         self._refusals = 0
         others = [one for one in self._server_addresses if one != attempt.address]
         self._server_addresses = [attempt.address, *others]
         self._next_address = 0
+        self._roaming.on_link(attempt.address[0], attempt.local)
+        self._is_answered = True
         link = Link(
             self.loop,
             attempt.transport,
@@ -273,10 +257,10 @@ class ClientWorker(Worker):
         self.memory.table.set_session(bytes.fromhex(welcome.session), welcome.epoch)
         self.use_link(link, attempt.key, rest, "")
 
-    def _cancel_attempts(self) -> None:
-        for attempt in self._attempts:
+    def _cancel_attempts(self, which: Callable[[Attempt], bool] = lambda _: True) -> None:
+        for attempt in filter(which, list(self._attempts)):
+            self._attempts.remove(attempt)
             attempt.cancel()
-        self._attempts.clear()
         if self._dial_timer is not None:
             self._dial_timer.cancel()
             self._dial_timer = None
@@ -294,25 +278,43 @@ class ClientWorker(Worker):
     def on_doubt(self, link: Link) -> None:
         """Dial beside it: the first of the two that speaks stays."""
         super().on_doubt(link)
+        self._roaming.on_doubt(link)
+        self._is_answered = False
         self._dialling_since = self.loop.now
         self._dial_soon(0.0)
 
     def on_trust(self, link: Link) -> None:
-        """It spoke again: what is dialled beside it is not needed."""
+        """It spoke again; what is dialled beside it goes on until it has answered, too.
+
+        After silence each way waits for a retransmission of its own, seconds apart: what is
+        heard says nothing of the other way, and a new link may well be sooner.
+        """
         super().on_trust(link)
-        self._cancel_attempts()
+        self._roaming.on_trust()
+        link.ping()
+
+    def on_answer(self, link: Link) -> None:
+        """It is as good as new: what is dialled beside it is not needed.
+
+        But one that has sent PROOF may be the link already, as the server sees it.
+        """
+        del link
+        self._is_answered = True
+        if not self._wants_link():
+            self._cancel_attempts(lambda attempt: not attempt.is_proving)
 
     def on_lost(self, link: Link, reason: str) -> None:
-        """Dial again, at once."""
+        """Dial again: at once, unless one link after the other dies young."""
         is_ours = link is self.link
         super().on_lost(link, reason)
         if not is_ours:
             return
+        pause = self._roaming.on_lost(link)
         if self.draining:
             self.leave()
             return
         self._dialling_since = self.loop.now
-        self._dial_soon(0.0)
+        self._dial_soon(pause)
 
     def on_goaway(self, link: Link, code: int) -> None:
         """The server opens no more streams; its end will follow."""
@@ -391,8 +393,3 @@ def client_tls(context: WorkerContext) -> ClientTls:
     """Return what this client asks of its server."""
     name = context.server_host if context.verify else ""
     return ClientTls(context=client_context(context.verify), server_name=name)
-
-
-def _jittered(seconds: float) -> float:
-    """Spread by 15 % to both sides, so that fifty workers do not dial in step."""
-    return seconds * (0.85 + 0.3 * os.urandom(1)[0] / 255)

@@ -16,6 +16,7 @@ from tunneltcp.net.sockopt import (
     CONNECT_BEGUN,
     error_text,
     is_connected_to_itself,
+    limit_segments,
     new_socket,
     prepare_link,
 )
@@ -37,7 +38,12 @@ if TYPE_CHECKING:
     from tunneltcp.net.transport import Transport
     from tunneltcp.protocol.messages import Hello, Refusal, Welcome
 
-__all__ = ["Attempt", "AttemptOwner"]
+__all__ = ["CONNECT_SECONDS", "Attempt", "AttemptOwner", "prove_one"]
+
+CONNECT_SECONDS: Final = 2.5
+"""An attempt that nobody answered for so long makes room for a fresh one. The kernel sends
+again after 1 s and 3 s only; with all four places taken for 5 s, a network that comes back
+would wait for the fifth."""
 
 TLS_FIRST_BYTE: Final = 20
 """TLS begins with 20 to 23 (RFC 8446 §5.1), a message in clear with the upper half of its
@@ -91,17 +97,32 @@ class Attempt:
         self._sock = new_socket(address[0])
         self.transport: Transport = self._sock
         prepare_link(self._sock)
-        self._timer = loop.call_later(HANDSHAKE_SECONDS, self._on_deadline)
+        self._deadline = loop.now + HANDSHAKE_SECONDS
+        self._timer = loop.call_later(CONNECT_SECONDS, self._on_deadline)
         self._registered = False
-        self._is_connected = False
+        self.is_connected = False
+        """Whether somebody answered at all."""
+        self.local: tuple[object, ...] = ()
+        """This end's address, once it is connected."""
 
     @property
     def where(self) -> str:
         """Whom it dials, for a person."""
         return format_address(self.address[1])
 
-    def start(self) -> None:
-        """Begin to connect."""
+    def where_in_words(self, named: tuple[str, int]) -> str:
+        """The same in the words of the config, the address beside it if that is another."""
+        words = format_address(named)
+        return words if words == self.where else f"{words} ({self.address[1][0]})"
+
+    def start(self, segment_bytes: int = 0) -> None:
+        """Begin to connect.
+
+        Args:
+            segment_bytes: The most data in a packet, both ways; 0: as the system thinks right.
+        """
+        if segment_bytes:
+            limit_segments(self._sock, segment_bytes)
         error = self._sock.connect_ex(self.address[1])
         if error not in CONNECT_BEGUN:
             self._fail_with(error)
@@ -118,7 +139,10 @@ class Attempt:
         if is_connected_to_itself(self._sock):  # so nobody listens there
             self._fail(Trouble.REFUSES)
             return
-        self._is_connected = True
+        self.is_connected = True
+        self.local = self._sock.getsockname()
+        self._timer.cancel()
+        self._timer = self._loop.call_at(self._deadline, self._on_deadline)
         self._write()
         if self._tls is None:
             self._wait(self._on_message)
@@ -127,7 +151,7 @@ class Attempt:
             self._sock, self._tls.context, server_side=False, server_name=self._tls.server_name
         )
         self._wait(lambda _events: self._on_first(connection))
-        connection.greet()  # and take nothing yet: a refusal in clear may be here already
+        connection.say_hello()
 
     def _wait(self, callback: Callable[[int], None]) -> None:
         self._loop.modify(self._sock.fileno(), READ, callback)
@@ -224,7 +248,7 @@ class Attempt:
         self._write()
 
     def _on_deadline(self) -> None:
-        self._fail(Trouble.MUTE if self._is_connected else Trouble.SILENT)
+        self._fail(Trouble.MUTE if self.is_connected else Trouble.SILENT)
 
     def _let_go(self) -> None:
         self.is_open = False
@@ -246,3 +270,19 @@ class Attempt:
         if self.is_open:
             self.cancel()
             self._owner.on_failure(self, trouble, detail, refusal)
+
+
+def prove_one(attempts: list[Attempt]) -> None:
+    """Send PROOF on the first attempt that was challenged, if none is at it.
+
+    From then on the server takes none with a lower number: those are given up.
+    """
+    if any(attempt.is_proving for attempt in attempts):
+        return
+    proving = next((attempt for attempt in attempts if attempt.is_challenged), None)
+    if proving is None:
+        return
+    proving.prove()
+    for attempt in [one for one in attempts if one.number < proving.number]:
+        attempts.remove(attempt)
+        attempt.cancel()

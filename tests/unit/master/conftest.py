@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
 import hashlib
 import os
 import selectors
@@ -80,7 +81,8 @@ def _serve(context, kind, say, counters, selector, listeners) -> int:
                     selector.unregister(key.fd)
                 else:
                     counters[Counter.VISITORS_TOTAL] += 1
-                    visitor.sendall(f"{os.getpid()}\n".encode())
+                    told = context.budget_bytes if kind == "budget" else os.getpid()
+                    visitor.sendall(f"{told}\n".encode())
                     if kind == "keep":
                         listeners[-visitor.fileno()] = visitor
                 continue
@@ -142,7 +144,9 @@ class MasterProcess:
         )
 
     def _where(self) -> str:
-        """Say where a master that does not answer was after a while."""
+        """Say where a master that does not answer was after a while, or how it left."""
+        if self.has_left():
+            return f"ready; it left with {self.code}"
         stacks = self.folders.run.parent / "stacks.txt"
         return f"ready; it was at: {stacks.read_text() if stacks.exists() else 'nowhere'}"
 
@@ -233,6 +237,7 @@ def _reap_orphans(before: Snapshot) -> None:
 def _run_master(config, role, folders, prepare, load_again):
     code = 99
     try:
+        gc.freeze()  # garbage of the test's own process would close numbers that are ours now
         os.closerange(3, 4096)  # what the test holds (a busy port) is not ours
         stacks = (folders.run.parent / "stacks.txt").open("w")
         faulthandler.dump_traceback_later(_HANGS_SECONDS, file=stacks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -130,6 +131,33 @@ def test_a_pid_file_left_by_a_crash_is_no_obstacle(folders):
     (folders.run / "master.pid").write_text("1\n")
     assert locked_pid(folders.run) is None
     InstanceLock(folders.run, "web").release()
+
+
+@pytest.mark.parametrize("text", ["", "4194305\n"])  # no pid is that large
+def test_who_only_asks_whether_one_runs_keeps_none_from_starting(folders, text, monkeypatch):
+    make_folders(folders)
+    path = folders.run / "master.pid"
+    path.write_text(text)
+    real, times = fcntl.flock, [0]
+
+    def in_use_at_first(fd, how):
+        """As while ``locked_pid`` of another process looks."""
+        times[0] += 1
+        if times[0] < 5:
+            raise BlockingIOError
+        real(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", in_use_at_first)
+    InstanceLock(folders.run, "web").release()
+    assert times == [5]
+
+
+def test_a_lock_without_a_pid_is_a_master_all_the_same(folders):
+    make_folders(folders)
+    with (folders.run / "master.pid").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(MasterRunning, match="already run by"):
+            InstanceLock(folders.run, "web")
 
 
 def test_the_host_id_is_made_once_and_kept(folders):

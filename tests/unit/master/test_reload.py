@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 from dataclasses import replace
@@ -19,6 +20,7 @@ from tunneltcp.config.model import Config, TunnelConfig
 from tunneltcp.control.context import Role
 from tunneltcp.errors import TunnelError
 from tunneltcp.master.changes import compare
+from tunneltcp.master.tunnel_set import TunnelSet
 
 
 class File:
@@ -332,3 +334,53 @@ class TestCompare:
     def test_the_order_does_not_matter(self):
         changes = compare(self.OLD, replace(self.OLD, tunnels=self.OLD.tunnels[::-1]))
         assert (changes.added, changes.removed, changes.changed) == ((), (), ())
+
+
+def test_another_budget_is_that_of_the_next_worker(file):
+    one = free_port()
+    file.write((one, {"name": "budget-1"}), budget=1 << 21)
+    master = file.start()
+    assert visit(one) == 1 << 21
+    file.write((one, {"name": "budget-1"}), budget=1 << 22)
+    master.ask("reload")
+    assert visit(one) == 1 << 21, "a worker keeps what it was born with"
+    pid = master.at(one)["pid"]
+    master.ask("restart", port=one)
+    wait_until(lambda: master.at(one)["pid"] not in (None, pid))
+    assert visit(one) == 1 << 22
+
+
+def test_a_master_that_stops_reads_nothing_again(file):
+    one, new = free_ports(2)
+    file.write((one, {"name": "keep-1"}), drain=60)
+    master = file.start()
+    visit(one)
+    master.kill()
+    wait_until(lambda: "stopping" in master.log())
+    file.write((one, {"name": "keep-1"}), (new, {}), drain=60)
+    with pytest.raises(TunnelError, match="it is stopping"):
+        master.ask("reload")
+    assert master.at(new) is None
+
+
+def test_a_mistake_of_the_master_is_logged_and_it_goes_on(start_master, tmp_path):
+    def break_reload():
+        def apply(*_):
+            raise RuntimeError("on cue")
+
+        TunnelSet.apply = apply  # type: ignore[method-assign]
+
+    one = free_port()
+    file = File(partial(start_master, prepare=break_reload), tmp_path / "config.json")
+    file.write((one, {}))
+    master = file.start()
+    pid = visit(one)
+    master.kill(signal.SIGHUP)
+    wait_until(lambda: "a mistake in the master; it goes on" in master.log())
+    with pytest.raises(TunnelError, match="a mistake of ours"):
+        master.ask("reload")  # who asks again is not left waiting
+    assert "RuntimeError: on cue" in master.log()
+    assert visit(one) == pid
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: master.at(one)["pid"] not in (None, pid))
+    assert visit(one) != pid

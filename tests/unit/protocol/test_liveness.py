@@ -49,8 +49,18 @@ def test_asking_at_once():
     assert not liveness.ask(0.05), "it spoke just now"
     assert liveness.ask(10.0)
     assert not liveness.ask(10.5), "a PING is out already"
+    assert not liveness.ask(10.5, whatever_came=True)
     assert liveness.next_check(busy=False) == 12.0
     assert liveness.check(12.0, busy=False) is Verdict.DOUBT
+
+
+def test_asking_whatever_came():
+    liveness = Liveness(30.0, 0.0)
+    liveness.hear(11.0)
+    assert not liveness.ask(11.0)
+    assert liveness.ask(11.0, whatever_came=True)
+    assert liveness.check(12.9, busy=False) is Verdict.NOTHING
+    assert liveness.check(13.0, busy=False) is Verdict.DOUBT
 
 
 def test_the_first_visitor_of_an_idle_link():

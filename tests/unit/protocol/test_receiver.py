@@ -6,7 +6,8 @@ import pytest
 
 from tests.support import frame_factory as make
 from tests.support.pattern import pattern
-from tunneltcp.protocol.errors import RemoteProtocolError
+from tunneltcp.protocol.endpoint import take_nothing
+from tunneltcp.protocol.errors import RemoteProtocolError, ResetCode
 from tunneltcp.protocol.frames import FrameType
 
 ID = 1
@@ -339,3 +340,43 @@ def test_pong_and_goaway_are_passed_on(bench):
     bench.feed(make.pong(123), make.goaway(9, 1), make.goaway(9, 77))
     assert bench.side.pongs == [123]
     assert bench.side.goaways == [1, 77]
+
+
+# ------------------------------------------------------------------------- the short cut
+
+
+@pytest.mark.parametrize("takes", [0, 1, 99, 100, BlockingIOError(), ConnectionResetError()])
+def test_what_the_short_cut_does_not_take_goes_to_the_endpoint(bench, takes):
+    end = bench.open()
+    data = came(end, 100)
+    sent = []
+
+    def send(view):
+        if isinstance(takes, OSError):
+            raise takes
+        sent.append(bytes(view[:takes]))
+        return takes
+
+    rest = []
+
+    def deliver(view):
+        rest.append(bytes(view))
+        return 0
+
+    end.deliver = deliver
+    end.stream.send = send
+    bench.feed(make.data(ID, 0, data))
+
+    count = takes if isinstance(takes, int) else 0
+    assert b"".join(sent) + b"".join(rest) == data
+    assert (len(rest), end.stream.received) == (count < 100, 100)
+    assert end.stream.delivered == count
+    assert bench.session.owing
+
+
+def test_a_stream_that_is_over_has_no_short_cut(bench):
+    end = bench.open()
+    end.stream.send = len
+    end.stream.reset(ResetCode.CANCELLED)
+
+    assert end.stream.send is take_nothing

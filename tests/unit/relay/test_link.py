@@ -43,6 +43,8 @@ class CountingSocket(socket.socket):
 
 
 class Owner:
+    answers = 0
+
     """What a worker would be told."""
 
     def __init__(self) -> None:
@@ -58,6 +60,9 @@ class Owner:
 
     def on_trust(self, link):
         self.said.append("trust")
+
+    def on_answer(self, link):
+        self.answers += 1
 
     def on_goaway(self, link, code):
         self.said.append(f"goaway {code}")

@@ -19,7 +19,7 @@ from tunneltcp.errors import ExitCode
 from tunneltcp.protocol.errors import ResetCode
 from tunneltcp.protocol.frames import FrameType
 from tunneltcp.protocol.messages import RefusedCode
-from tunneltcp.workers.client import (
+from tunneltcp.workers.pace import (
     DIAL_SECONDS,
     MAX_ATTEMPTS,
     MAX_IN_USE_SECONDS,
@@ -318,6 +318,38 @@ class TestDoubt:
         assert client.counter(Counter.LINK_STATE) == LinkState.UP
         assert dials(world, raw, 3.0) == []
         assert client.counter(Counter.LINKS_TOTAL) == 1
+
+    def test_a_link_that_speaks_and_does_not_answer_is_replaced_all_the_same(
+        self, world, raw, client
+    ):
+        """What is heard says nothing of the other way."""
+        link = self.silence(world, raw)
+        raw.speaks = False
+        world.pass_time(4.3)
+        assert client.worker.link.is_doubted
+        link.send(FrameType.PING, 0, 1)
+        world.settle()
+        assert not client.worker.link.is_doubted
+        assert client.counter(Counter.LINK_STATE) == LinkState.UP
+        raw.speaks = True
+        world.until(lambda: link.end or world.pass_time(0.1))
+        assert wait_up(world, raw) is not link
+        assert dials(world, raw, 3.0) == []
+
+    def test_an_attempt_that_has_sent_proof_may_be_the_link_already(self, world, raw, client):
+        """As the server sees it: to go back to the old one would be to lose both."""
+        link = self.silence(world, raw)
+        raw.decide = lambda end: None
+        world.pass_time(4.3)
+        world.until(lambda: any(end.is_proven for end in raw.open))
+        link.send(FrameType.PONG, 0, 1)
+        world.pass_time(0.3)
+        assert not client.worker.link.is_doubted
+        newer = next(end for end in raw.open if end.is_proven)
+        newer.welcome()
+        world.until(lambda: link.end)
+        assert not newer.end
+        assert client.counter(Counter.LINKS_TOTAL) == 2
 
     def test_streams_of_a_link_that_speaks_again_go_on(self, world, raw, client, app):
         link = self.silence(world, raw)

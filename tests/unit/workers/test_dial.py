@@ -15,7 +15,7 @@ from tunneltcp.net.tls import ClientTls
 from tunneltcp.protocol.handshake import HANDSHAKE_SECONDS
 from tunneltcp.protocol.messages import Hello, RefusedCode, encode_refused
 from tunneltcp.protocol.preface import port_key
-from tunneltcp.workers.dial import Attempt
+from tunneltcp.workers.dial import CONNECT_SECONDS, Attempt
 
 
 class Owner:
@@ -215,6 +215,31 @@ def test_that_is_not_answered_is_over_after_five_seconds(bench):
     assert bench.owner.said == []
     bench.stepper.pass_time(0.2)
     assert bench.owner.said == ["mute"]
+
+
+def test_that_nobody_accepts_makes_room_sooner(bench):
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as silent:
+        port = silent.getsockname()[1]
+        fillers = [socket.socket() for _ in range(3)]
+        for sock in fillers:
+            sock.setblocking(False)
+            sock.connect_ex(("127.0.0.1", port))
+        bench.dial(port)
+        bench.stepper.pass_time(CONNECT_SECONDS - 0.1)
+        assert bench.owner.said == []
+        bench.stepper.pass_time(0.2)
+        assert bench.owner.said == ["silent"]
+        for sock in fillers:
+            sock.close()
+
+
+@pytest.mark.parametrize("size", [0, 1024])
+def test_packets_are_as_small_as_asked_for(bench, size):
+    attempt = bench.dial(starts=False)
+    attempt.start(size)
+    bench.until(lambda: bench.server.ends)
+    theirs = bench.server.ends[0].peer.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
+    assert (theirs <= 1024) == bool(size), theirs
 
 
 def test_that_is_cancelled_says_nothing_any_more(bench):

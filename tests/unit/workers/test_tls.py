@@ -260,7 +260,8 @@ class TestClient:
         world.until(lambda: client.told("link"))
         assert client.told("link")[0]["trouble"] == "tls"
         world.pass_time(3.0)
-        assert len(raw.ends) > 1
+        world.until(lambda: len(raw.ends) > 1)
+        world.until(lambda: all(len(end.peer.received) > 9 for end in raw.ends))
         for end in raw.ends:
             assert end.peer.received[9] == 1, "TLS again: it never falls back"
 

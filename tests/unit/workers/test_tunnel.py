@@ -131,7 +131,9 @@ class TestEnds:
             peer.send(pattern(2, sent, 700))
             sent += 700
             for _ in range(number % 23):
+                world.clock.advance(0.05)
                 world.turn()
+        world.pass_time(1.0)
         world.until(lambda: len(visitor.received) == len(peer.received) == sent)
         assert peer.received == pattern(1, 0, sent)
         assert visitor.received == pattern(2, 0, sent)
