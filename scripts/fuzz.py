@@ -209,7 +209,7 @@ def main() -> int:
         else:
             count, findings = fuzz_at_random(
                 TARGETS[name], SEEDS[name], words.seconds, found,
-                rng=random.Random(), max_bytes=MAX_INPUT_BYTES,  # noqa: S311 - not a secret
+                rng=random.Random(), max_bytes=MAX_INPUT_BYTES,
             )  # fmt: skip
         what = f"FOUND {', '.join(map(str, findings))}" if findings else "nothing found"
         print(f"fuzz: {name}: {count} inputs in {words.seconds:g} s: {what}", flush=True)
