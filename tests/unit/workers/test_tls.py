@@ -12,6 +12,7 @@ import pytest
 from tests.support.certificates import client_settings, common_certificate, make_certificate
 from tests.support.fake_peer import FakePeer
 from tests.support.fake_tls import TlsPeer
+from tests.support.key_update import KeyUpdatingPeer
 from tests.support.loop_stepper import spins
 from tests.support.pattern import pattern
 from tunneltcp.control.counters import Counter, LinkState
@@ -390,6 +391,61 @@ def test_a_man_in_the_middle_is_refused_by_both(world, server):
     assert all(near.secured and there.secured for near, there in middle.pairs.values())
     assert server.worker.link is None
     assert client.worker.link is None
+
+
+class TestKeyUpdate:
+    """Either side may change its keys at any time: the link goes on, byte by byte."""
+
+    @pytest.fixture(autouse=True)
+    def _peers_can(self, monkeypatch):
+        monkeypatch.setattr("tests.support.fake_link.TlsPeer", KeyUpdatingPeer)
+
+    def ping(self, world, raw, value):
+        raw.send(FrameType.PING, 0, value)
+        world.until(lambda: value in [frame.value for frame in raw.of(FrameType.PONG)])
+
+    @pytest.mark.parametrize("ask", [False, True], ids=["alone", "asks us too"])
+    def test_of_a_client(self, world, server, ask):
+        raw = world.linked_client(server.port, tls=client_settings())
+        self.ping(world, raw, 1)
+        visitor = world.visitor(server.port, pattern(1, 0, 100_000))
+        world.until(lambda: raw.of(FrameType.OPEN))
+        stream_id = raw.of(FrameType.OPEN)[0].stream_id
+        for number in range(5):
+            raw.peer.update_keys(ask=ask)
+            raw.send(FrameType.DATA, stream_id, 1000 * number, pattern(2, 1000 * number, 1000))
+            world.until(lambda number=number: len(visitor.received) == 1000 * (number + 1))
+            self.ping(world, raw, 10 + number)
+        assert visitor.received == pattern(2, 0, 5000)
+        world.until(lambda: len(raw.data(stream_id)) == 100_000)
+        assert raw.data(stream_id) == pattern(1, 0, 100_000)
+        assert server.counter(Counter.LINKS_TOTAL) == 1
+
+    @pytest.mark.parametrize("ask", [False, True], ids=["alone", "asks us too"])
+    def test_of_a_server(self, world, ask):
+        raw = world.raw_server(tls=common_certificate())
+        client = world.client(raw.port, 1, tls=True)
+        world.until(lambda: raw.up and client.worker.link)
+        for number in range(5):
+            raw.up[0].peer.update_keys(ask=ask)
+            self.ping(world, raw.up[0], 10 + number)
+        assert client.counter(Counter.LINKS_TOTAL) == 1
+
+    def test_many_at_once_are_no_trouble(self, world, server):
+        raw = world.linked_client(server.port, tls=client_settings())
+        for _ in range(200):
+            raw.peer.update_keys(ask=True)
+        self.ping(world, raw, 1)
+        assert server.counter(Counter.LINKS_TOTAL) == 1
+
+    def test_with_the_old_keys_nothing_is_taken(self, world, server):
+        """So the keys did change."""
+        raw = world.linked_client(server.port, tls=client_settings())
+        old = raw.peer._secret
+        raw.peer.update_keys(ask=False)
+        raw.peer._secret = old
+        raw.send(FrameType.PING, 0, 1)
+        world.until(lambda: raw.end)
 
 
 class Tap:
