@@ -52,9 +52,9 @@ def test_silent_and_dribbling_connections(siege: Siege) -> None:
     firsts = (b"", MAGIC[:5], MAGIC, b"G")
     each = crowd_size(5000) // len(firsts)
     with siege.attack() as honest, siege.crowd() as crowd:
-        for _ in range(each // 25):
+        for _ in range(each // 10):
             for first in firsts:
-                crowd.dial(first, count=25)
+                crowd.dial(first, count=10)
             siege.pause()
         for _ in during(SECONDS):
             crowd.say(b"\x0a")
