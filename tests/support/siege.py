@@ -101,9 +101,9 @@ class Crowd:
                 with suppress(OSError):
                     sock.send(first)
 
-    def say(self, data: bytes) -> None:
-        """Each of them says this."""
-        for sock in self.socks:
+    def say(self, data: bytes, turn: int = 0, turns: int = 1) -> None:
+        """Each of them says this; or only those whose turn it is, of so many."""
+        for sock in self.socks[turn % turns :: turns]:
             with suppress(OSError):
                 sock.send(data)
 
