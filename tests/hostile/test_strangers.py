@@ -52,14 +52,15 @@ def test_silent_and_dribbling_connections(siege: Siege) -> None:
     firsts = (b"", MAGIC[:5], MAGIC, b"G")
     each = crowd_size(5000) // len(firsts)
     with siege.attack() as honest, siege.crowd() as crowd:
-        for _ in range(each // 25):
+        for _ in range(each // 10):
             for first in firsts:
-                crowd.dial(first, count=25)
-        for _ in during(SECONDS):
-            crowd.say(b"\x0a")
+                crowd.dial(first, count=10)
+            siege.pause()
+        for turn, _ in enumerate(during(SECONDS)):
+            crowd.say(b"\x0a", turn, 30)  # all at once would be a thousand visitors' work
             siege.pause()
         assert crowd.dialled > 900
-        honest.settle()
+        honest.settle(500)
 
 
 FLOODS: dict[str, Callable[[], bytes]] = {
@@ -222,12 +223,12 @@ def test_no_descriptor_is_left(siege: Siege) -> None:
             crowd.dial(count=100)
             used = siege.cpu_seconds(pid)
             answers = honest.answers()
-            for _ in during(SECONDS):
+            for _ in during(2 * SECONDS):
                 siege.pause()
             spent = siege.cpu_seconds(pid) - used
             answers = honest.answers() - answers
-            # What an answer costs is a fraction of a millisecond; a loop that spins takes all.
-            assert spent < 0.25 * SECONDS + answers * 0.0015, "it spins"
+            # An answer costs 0.2 ms; a loop that spins takes all that it gets.
+            assert spent < 0.1 * SECONDS + answers * 0.0004, f"it spins: {spent:.2f} s"
             assert "no descriptor is left" in siege.server.log_text()
         finally:
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))

@@ -314,7 +314,7 @@ class _Group:
             "errors": self.errors,
             "max_gap": max([self.max_gap, *busy]),
             "rounds": self.rounds,
-            "p99": waits[len(waits) * 99 // 100] if waits else 0.0,
+            "p99": waits[int((len(waits) - 1) * 0.99)] if waits else 0.0,
             "answers": len(waits),
         }
 

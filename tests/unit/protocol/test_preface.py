@@ -6,6 +6,8 @@ import hashlib
 import hmac
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tunneltcp.protocol.preface import (
     MAGIC,
@@ -90,3 +92,18 @@ def test_every_byte_is_signed(index):
     data[index] ^= 1
 
     assert parse_preface(bytes(data), (KEY,)).key is None
+
+
+@given(st.binary(min_size=PREFACE_BYTES - len(MAGIC), max_size=200))
+def test_whatever_stands_behind_the_magic_is_read_and_has_no_key(rest):
+    preface = parse_preface(MAGIC + rest, (KEY, port_key("other", 60_001)))
+    assert preface.key is None
+    assert preface.version == rest[0]
+    assert preface.nonce == rest[4:20]
+
+
+@given(st.integers(0, PREFACE_BYTES - 1), st.integers(1, 255))
+def test_no_byte_can_be_changed(where, mask):
+    preface = bytearray(make_preface(KEY, 60_001, NONCE))
+    preface[where] ^= mask
+    assert parse_preface(bytes(preface), (KEY,)).key is None
