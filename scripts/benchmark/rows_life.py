@@ -32,6 +32,9 @@ ANSWER_SECONDS = 15.0
 """Until an answer is given up."""
 RETRY_SECONDS = 0.01
 """Between two visits while there is no answer."""
+IDLE_BUDGET_BYTES = 1 << 30
+"""A bound on what may be granted, not memory: each visitor is granted 16 KiB or more, and by
+default (64 MiB) there is no room for 10,000."""
 HOLD_SECONDS = 120.0
 """Until all idle visitors are there."""
 SETTLE_SECONDS = 0.5
@@ -110,7 +113,7 @@ def measure_tunnels(bench: Bench, way: Way, count: int) -> None:
 def measure_idle(bench: Bench, way: Way, count: int) -> None:
     """What each silent visitor costs in our processes; the kernel's share is not in it."""
     if isinstance(way, Ours):
-        way = way.with_options(max_visitors=2 * count)
+        way = way.with_options(max_visitors=2 * count, budget=IDLE_BUDGET_BYTES)
     with started(way, Place(bench.lab), [bench.target("target")]) as running:
         host, port = running.endpoints[0]
         visit((host, port))

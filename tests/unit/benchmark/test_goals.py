@@ -28,7 +28,7 @@ def usual(factor=1.0):
     for gate in GATES:
         for key, way in gate.others:
             found.add(metric(key), way, 100.0)
-        ratio = 1.0 if gate.way == "ours-plain" else 0.5
+        ratio = 0.5 if gate.rows == {1, 3} or gate.rows == {2, 3} else 1.0  # TLS beside plain
         found.add(metric(gate.key), gate.way, 100.0 * ratio * factor)
     return found
 
