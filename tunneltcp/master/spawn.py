@@ -30,6 +30,7 @@ from loguru import logger
 from tunneltcp.control.keys import read_keys
 from tunneltcp.errors import ExitCode
 from tunneltcp.log import access_path, setup_log
+from tunneltcp.net.keeper import start_keeper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -107,6 +108,7 @@ def fork_worker(
         given = (context.keys_fd, context.certificate_fd, context.keeper_fd)
         fds += [fd for fd in (*given, *context.old_keeper_fds) if fd >= 0]
         _begin_child(context.master_pid, (*context.listener_fds, *fds), mask)
+        context = _with_keeper(context)
         _reopen_standard(context.log_path)
         setup_log(
             context.log_path,
@@ -123,6 +125,14 @@ def fork_worker(
         logger.opt(exception=True).critical("worker crashed")
     finally:
         os._exit(code & 0xFF)
+
+
+def _with_keeper(context: WorkerContext) -> WorkerContext:
+    """Have a keeper before there is any memory of our own, which it would get a copy of."""
+    if context.crash_safe:
+        with suppress(OSError):  # the worker tries again, and says why not
+            return replace(context, keeper_pid=start_keeper(context.keeper_fd))
+    return context
 
 
 def _with_keys(context: WorkerContext) -> WorkerContext:
