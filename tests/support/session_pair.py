@@ -203,9 +203,15 @@ class End:
             self.code = code
             self.stream.reset(code)
 
+    @property
+    def is_connecting(self) -> bool:
+        """Whether its socket has never moved anything and does not yet."""
+        moved = self.read_bytes or self.finished or self.fin_passed_on
+        return not (self.connected or moved)
+
     def counters(self, *, is_target: bool) -> TcpCounters:
         """What the kernel would say of this socket."""
-        if not self.connected:
+        if self.is_connecting:
             return TcpCounters(
                 state=TcpState.SYN_SENT, acked=0, unacked=0, received=0, unread=0
             )
@@ -455,10 +461,8 @@ class Side:
             assert verdict.fate is Fate.RESET, "the record of a stream that is over"
             rebuild_reset(self.session, record, ring)
             return
-        if end.connected:
-            assert verdict.fate is Fate.GOES_ON, f"{end}: {record} {kernel} {verdict}"
-        else:
-            assert verdict.fate is Fate.CONNECT, f"{end}: {record} {kernel} {verdict}"
+        fate = Fate.CONNECT if end.is_connecting else Fate.GOES_ON
+        assert verdict.fate is fate, f"{end}: {record} {kernel} {verdict}"
         assert (verdict.head, verdict.delivered) == (end.read_bytes, end.taken), end
         assert verdict.fin_delivered == end.fin_passed_on
         stream = rebuild_stream(

@@ -116,7 +116,9 @@ class WorkerContext:
     crash_safe: bool = False
     """Whether what it carries is to outlive it, and it takes over what outlived another."""
     keeper_fd: int = -1
-    """Its keeper's end of a pair of sockets (``relay/keeper.py``)."""
+    """Its keeper's end of a pair of sockets (``net/keeper.py``)."""
+    keeper_pid: int = 0
+    """Its keeper; 0: it has none yet."""
     old_keeper_fds: tuple[int, ...] = ()
     """The master's ends of such pairs, of keepers that may hold sockets for it."""
     died_at: float = 0.0

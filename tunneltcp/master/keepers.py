@@ -2,7 +2,7 @@
 
 Theory of operation
 -------------------
-Each worker makes itself a keeper (``relay/keeper.py``), which is the master's child and has one
+Each worker makes itself a keeper (``net/keeper.py``), which is the master's child and has one
 end of a pair; the master has the other. When the worker dies, the next one gets a copy of the
 master's end, takes the sockets and has the keeper leave. A successor that dies on its way
 leaves one more keeper, and the next asks them all. The master itself says nothing to a keeper:

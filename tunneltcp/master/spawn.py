@@ -31,6 +31,7 @@ from tunneltcp.control.keys import read_keys
 from tunneltcp.control.privileges import become, protect_process
 from tunneltcp.errors import ExitCode
 from tunneltcp.log import access_path, setup_log
+from tunneltcp.net.keeper import start_keeper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -109,6 +110,7 @@ def fork_worker(
         fds += [fd for fd in (*given, *context.old_keeper_fds) if fd >= 0]
         log_path = _log_path(context)
         _begin_child(context.master_pid, (*context.listener_fds, *fds), mask, context.run_as)
+        context = _with_keeper(context)
         _reopen_standard(log_path)
         setup_log(
             log_path,
@@ -135,6 +137,14 @@ def _log_path(context: WorkerContext) -> Path:
             os.chdir(path.parent)
             return Path(path.name)
     return path
+
+
+def _with_keeper(context: WorkerContext) -> WorkerContext:
+    """Have a keeper before there is any memory of our own, which it would get a copy of."""
+    if context.crash_safe:
+        with suppress(OSError):  # the worker tries again, and says why not
+            return replace(context, keeper_pid=start_keeper(context.keeper_fd))
+    return context
 
 
 def _with_keys(context: WorkerContext) -> WorkerContext:

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Final
 
 from loguru import logger
 
+from tunneltcp.net.keeper import DONE, LEAVE, PACKET_FDS
 from tunneltcp.net.sockopt import cookie
-from tunneltcp.relay.keeper import DONE, LEAVE, PACKET_FDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from tunneltcp.control.counters import Counter
 from tunneltcp.net.address import format_address, local_address, pack_address
+from tunneltcp.net.keeper import start_keeper
 from tunneltcp.net.sockopt import close_with_reset
 from tunneltcp.net.tcp_counters import TcpState, read_counters
 from tunneltcp.protocol.errors import ResetCode
 from tunneltcp.protocol.rebuild import rebuild_reset, rebuild_stream
-from tunneltcp.relay.keeper import start_keeper
 from tunneltcp.relay.relay import Relay, TargetRelay
 from tunneltcp.relay.verdict import Fate, Verdict, judge
 from tunneltcp.workers.base import Worker
@@ -48,9 +48,11 @@ class _Successor(Worker):
     """What both sides share."""
 
     def __init__(self, context: WorkerContext) -> None:
-        keeper_pid, trouble = _try_keeper(context.keeper_fd)  # before it has much memory
         super().__init__(context)
-        self._tell_keeper(keeper_pid, trouble)
+        if context.keeper_pid:
+            self._tell_keeper(context.keeper_pid, "")
+        else:
+            self._tell_keeper(*_try_keeper(context.keeper_fd))
         self._died_at = context.died_at
         """When the worker before us died; 0.0: there was none, or its streams go on already."""
 
