@@ -3,9 +3,8 @@
 Theory of operation
 -------------------
 One thread, one loop, and nothing in it that can wait. The master never reads a visitor's
-byte. What may block (names, who holds a port) is done by short-lived children; what may
-crash is done by workers. A mistake in one of its own callbacks is logged and the loop
-goes on: with the master go all visitors of all tunnels.
+byte. What may block (names, secrets) is done by short-lived children, what may crash by
+workers. A mistake in one of its own callbacks is logged and the loop goes on.
 
 Stopping: listeners are closed and the workers told to drain; after ``drain`` they are
 told to stop; then they are killed. A second TERM or INT skips the waiting.

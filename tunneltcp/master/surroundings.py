@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tunneltcp.control.context import AllowedNetworks
+from tunneltcp.control.counters import Counter, LinkState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,3 +55,8 @@ class Surroundings:
     worker_main: Callable[[WorkerContext], int]
     maps: list[memoryview]
     """All mappings of counters, for a child to let go of."""
+
+    def others_up(self, counters: memoryview) -> bool:
+        """Say whether any tunnel but that of ``counters`` has its link: so its server is there."""
+        pages = (page for page in self.maps if page is not counters)
+        return any(page[Counter.LINK_STATE] != LinkState.DOWN for page in pages)

@@ -88,7 +88,9 @@ class Tunnel:
         self.has_predecessor = False
         """A removed tunnel still has the port: two workers of one port never run."""
         self._around = around
-        self._report = Reporter(config.remote_port, around.loop, self._are_others_up)
+        self._report = Reporter(
+            config.remote_port, around.loop, lambda: around.others_up(self.counters)
+        )
         self._listeners = Listeners(config.remote_port, around.addresses)
         self._questions = Questions(around.loop)
         self._counters_fd = make_memory(f"counters-{config.remote_port}", COUNTERS_BYTES)
@@ -121,11 +123,6 @@ class Tunnel:
     def trouble(self) -> str:
         """What keeps visitors from their target although the worker runs; empty if nothing."""
         return self._report.trouble
-
-    def _are_others_up(self) -> bool:
-        """Say whether any other tunnel has its link: so its server is there."""
-        others = (page for page in self._around.maps if page is not self.counters)
-        return any(page[Counter.LINK_STATE] != LinkState.DOWN for page in others)
 
     def close_listeners(self) -> None:
         """Take no new visitors; the worker is told by DRAIN to do the same."""

@@ -3,9 +3,8 @@
 Theory of operation
 -------------------
 A worker serves one tunnel until its host says "drain" or "stop" (``host.py``: the master, at
-the other end of a channel, unless the worker is a whole program). Once in each turn of the
-loop the link is written; ten times a second the counters are stored where the host reads
-them.
+the other end of a channel, unless the worker is a whole program). The link is written once in
+each turn of the loop; counters are stored for the host ten times a second.
 """
 
 from __future__ import annotations
@@ -394,8 +393,8 @@ class Worker:
 
     def tell_link(self, state: str, link: Link, reason: str, **more: float | None) -> None:
         """Tell the host what became of the link."""
-        message = {"type": "link", "state": state, "peer": link.peer, "reason": reason}
-        self.tell({**message, "client": self.link_client, **more})
+        who = {"peer": link.peer, "client": self.link_client}
+        self.tell({"type": "link", "state": state, "reason": reason, **who, **more})
 
     def name_of(self, link: Link) -> str:
         """Return who is there, for the log."""
