@@ -57,6 +57,6 @@ class Surroundings:
     """All mappings of counters, for a child to let go of."""
 
     def others_up(self, counters: memoryview) -> bool:
-        """Say whether any tunnel but that of ``counters`` has its link: so its server is there."""
+        """Whether a tunnel but that of ``counters`` has its link: then the server is there."""
         pages = (page for page in self.maps if page is not counters)
         return any(page[Counter.LINK_STATE] != LinkState.DOWN for page in pages)

@@ -267,8 +267,6 @@ class Worker:
         """The master has another certificate for us; the descriptor is ours."""
         os.close(fd)
 
-    # ----------------------------------------------------------------------- link
-
     def _take_keys(self, fd: int) -> None:
         """Other keys may be good from now on; the descriptor with them is ours."""
         try:
@@ -393,8 +391,8 @@ class Worker:
 
     def tell_link(self, state: str, link: Link, reason: str, **more: float | None) -> None:
         """Tell the host what became of the link."""
-        who = {"peer": link.peer, "client": self.link_client}
-        self.tell({"type": "link", "state": state, "reason": reason, **who, **more})
+        who = {"peer": link.peer, "client": self.link_client, **more}
+        self.tell({"type": "link", "state": state, "reason": reason, **who})
 
     def name_of(self, link: Link) -> str:
         """Return who is there, for the log."""
