@@ -44,11 +44,11 @@ class Children:
             self._loop.register(pidfd, READ, lambda _events: self._reap_one(pid))
         self._known[pid] = (pidfd, on_exit)
 
-    def kill(self, pid: int) -> None:
-        """End a child at once; its exit is reported as ever."""
+    def kill(self, pid: int, number: int = signal.SIGKILL) -> None:
+        """End a child at once, or send it another signal; its exit is reported as ever."""
         if pid in self._known:
             with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, number)
 
     def reap(self) -> int:
         """Reap all that ended; return how many of them nobody here had made."""

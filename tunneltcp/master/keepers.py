@@ -36,6 +36,8 @@ class _Keeper:
     """Our end of its pair."""
     pid: int = 0
     """0: not known, or it has died."""
+    was_gone: bool = False
+    """Whether its pid was nobody's, when we were told of it."""
 
 
 class Keepers:
@@ -93,6 +95,9 @@ class Keepers:
         try:
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
+            if not keeper.was_gone:  # it died as it was born; once, since a worker may lie
+                keeper.was_gone = True
+                self._lost()
             return
         keeper.pid = pid
         self._children.watch(pid, lambda _status: self._on_exit(keeper))

@@ -47,6 +47,7 @@ from tunneltcp.master.status import master_status
 from tunneltcp.master.stopped import StoppedPorts
 from tunneltcp.master.surroundings import Surroundings, allowed_networks
 from tunneltcp.master.tunnel_set import TunnelSet
+from tunneltcp.master.watchdog import Watchdog
 from tunneltcp.net.loop import Loop
 
 if TYPE_CHECKING:
@@ -169,8 +170,10 @@ class Master:
                 lambda request, respond: answer_request(self, request, respond),
             )
             monitor = Monitor(self._loop, self.tunnels)
+            watchdog = Watchdog(self._loop, self._children, self.tunnels)
             self._start()
             self._turn_until_done()
+            watchdog.close()
             monitor.close()
         finally:
             self._end_children()

@@ -80,7 +80,7 @@ def describe_exit(status: int, ran_seconds: float, kill_reason: str) -> LastExit
     else:
         code = os.waitstatus_to_exitcode(status)
         reason = f"left with code {code}{_CODES.get(code, '')}"
-    if kill_reason and name == "SIGKILL":
+    if kill_reason and name in ("SIGKILL", "SIGABRT"):
         reason = kill_reason
     return LastExit(
         at=stamp(), signal=name, code=code, ran_seconds=round(ran_seconds, 3), reason=reason

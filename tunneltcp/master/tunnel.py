@@ -178,6 +178,10 @@ class Tunnel:
             self._kill_reason = reason
             self.feed(Input.REPLACE)
 
+    def blame(self, reason: str) -> None:
+        """Say why its worker is about to be killed."""
+        self._kill_reason = reason
+
     def remove(self) -> None:
         """Give the port back, and go when the visitors have gone."""
         self.is_removed = True

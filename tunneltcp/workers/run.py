@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 from typing import TYPE_CHECKING
 
 from setproctitle import setproctitle
@@ -19,6 +20,7 @@ __all__ = ["run_worker"]
 
 def run_worker(context: WorkerContext) -> int:
     """Serve one tunnel in this process; return the exit code."""
+    faulthandler.enable(2)  # where it was when it crashed, or hung, goes into its log
     setproctitle(f"tunneltcp {context.role.value}: {context.port} ({context.name})")
     is_server = context.role is Role.SERVER
     if context.crash_safe:

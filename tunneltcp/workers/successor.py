@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import socket
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from tunneltcp.control.counters import Counter
 from tunneltcp.net.address import format_address, local_address, pack_address
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ClientSuccessor", "ServerSuccessor"]
 
+_KEEPER_RETRY_SECONDS: Final = 5.0
+"""After the kernel had no process for us; where it never has, this costs nothing."""
+
 
 class _Successor(Worker):
     """What both sides share."""
@@ -52,7 +55,7 @@ class _Successor(Worker):
         if context.keeper_pid:
             self._tell_keeper(context.keeper_pid, "")
         else:
-            self._tell_keeper(*_try_keeper(context.keeper_fd))
+            self._make_keeper()
         self._died_at = context.died_at
         """When the worker before us died; 0.0: there was none, or its streams go on already."""
 
@@ -77,14 +80,18 @@ class _Successor(Worker):
             self._set_grace_timer(False)
         super().start()
 
+    def _make_keeper(self) -> None:
+        self._tell_keeper(*_try_keeper(self.context.keeper_fd))
+
     def _tell_keeper(self, pid: int, trouble: str) -> None:
         if trouble:
-            self.log.warning("not crash-safe, there is no keeper: {}", trouble)
+            self.warn("keeper", f"not crash-safe, there is no keeper: {trouble}")
+            self.loop.call_later(_KEEPER_RETRY_SECONDS, self._make_keeper)
         self.tell({"type": "keeper", "pid": pid})
 
     def _handle_message(self, message: dict[str, Any]) -> None:
         if message.get("type") == "keeper":
-            self._tell_keeper(*_try_keeper(self.context.keeper_fd))
+            self._make_keeper()
         else:
             super()._handle_message(message)
 
