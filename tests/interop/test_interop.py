@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import secrets
 import signal
 import socket
 import ssl
@@ -409,7 +410,9 @@ def test_who_speaks_tls_to_a_plain_server_is_refused(tmp_path: Path) -> None:
     port = free_port()
     config = {"tls": False, "auth": "none", "tunnels": [{"remote_port": port}]}
     with Master("server", config, tmp_path / "server"), connect(port) as sock:
-        first = client.preface(client.port_key(port), port, bytes(16), flags=client.TLS_FLAG)
+        first = client.preface(
+            client.port_key(port), port, secrets.token_bytes(16), flags=client.TLS_FLAG
+        )
         with pytest.raises(client.RefusedError) as caught:
             client.shake_hands(sock, port, client.Identity(), first=first, tls=False)
         assert (caught.value.code, caught.value.proven) == ("tls", False)
@@ -599,12 +602,13 @@ def test_welcome_says_what_the_document_says(link: RawLink) -> None:
 
 
 def test_a_wrong_preface_is_refused_without_a_mac(link: RawLink) -> None:
-    port, nonce = link.port, bytes(16)
+    port = link.port
     right, wrong = client.port_key(port), client.port_key(port, "wrong")
+    nonces = [secrets.token_bytes(16) for _ in range(3)]
     prefaces = {
-        "denied": client.preface(wrong, port, nonce, flags=client.TLS_FLAG),
-        "version": client.preface(right, port, nonce, version=2, flags=client.TLS_FLAG),
-        "tls": client.preface(right, port, nonce, flags=0),
+        "denied": client.preface(wrong, port, nonces[0], flags=client.TLS_FLAG),
+        "version": client.preface(right, port, nonces[1], version=2, flags=client.TLS_FLAG),
+        "tls": client.preface(right, port, nonces[2], flags=0),
     }
     for code, first in prefaces.items():
         error = refusal(port, client.Identity(), first=first, tls=False)
@@ -619,10 +623,13 @@ def test_a_wrong_proof_is_denied_without_a_mac(link: RawLink) -> None:
         client.port_key(link.port),
         client.port_key(link.port, "wrong"),
     )
-    first = client.preface(key, port, bytes(16), flags=client.TLS_FLAG)
+    one, other = (
+        client.preface(key, port, secrets.token_bytes(16), flags=client.TLS_FLAG)
+        for _ in range(2)
+    )
     for changes in (
-        {"first": first, "key": wrong},
-        {"first": first, "key": wrong, "key_id": client.key_id(key).hex()},
+        {"first": one, "key": wrong},
+        {"first": other, "key": wrong, "key_id": client.key_id(key).hex()},
         {"key_id": client.key_id(wrong).hex()},
     ):
         error = refusal(port, client.Identity(), **changes)
@@ -700,7 +707,9 @@ def test_a_link_that_came_too_late_is_reset(link: RawLink) -> None:
         assert opened is not None
         link.send(DATA, opened.stream, 0, b"banner")
         assert receive_exactly(late, 6) == b"banner"
-        late.sendall(client.preface(client.port_key(link.port), link.port, bytes(16)))
+        late.sendall(
+            client.preface(client.port_key(link.port), link.port, secrets.token_bytes(16))
+        )
         link.expect(RESET, opened.stream, after=(CREDIT,))
         assert expect_reset(late) == 0
 
