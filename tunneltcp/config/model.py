@@ -274,6 +274,11 @@ class Config:
         for client in self.clients:
             yield from client.tokens
 
+    @property
+    def log_settings(self) -> tuple[int, int, str]:
+        """What a log is opened with."""
+        return self.log_bytes, self.log_files, self.log_format
+
 
 PORTS: Final = Key(
     name="ports",

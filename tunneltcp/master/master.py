@@ -380,7 +380,7 @@ class Master:
         self.tunnel_set.around.lookups.run_as = config.run_as
         for tunnel in self.tunnels:
             tunnel.take_settings()
-        if _log_settings(old) != _log_settings(config):
+        if old.log_settings != config.log_settings:
             self._set_up_log()
 
     # ------------------------------------------------------------------------ the end
@@ -397,7 +397,3 @@ class Master:
         deadline = self._loop.now + _STOP_LIMIT_SECONDS
         while len(self._children) and self._loop.now < deadline:
             self._loop.turn()
-
-
-def _log_settings(config: Config) -> tuple[int, int, str]:
-    return config.log_bytes, config.log_files, config.log_format

@@ -33,14 +33,7 @@ from tunneltcp.master.messages import (
 from tunneltcp.master.monitor import Sampler
 from tunneltcp.master.process import Action, Input, ProcessLife, ProcessState
 from tunneltcp.master.questions import Questions
-from tunneltcp.master.report import (
-    CHANGED,
-    REPLACED,
-    RESTARTED,
-    LastExit,
-    Reporter,
-    describe_exit,
-)
+from tunneltcp.master.report import CHANGED, REPLACED, RESTARTED, Reporter, describe_exit
 from tunneltcp.master.resources import PortBusy, make_memory
 from tunneltcp.master.spawn import fork_worker
 from tunneltcp.master.surroundings import WorkerFds, allowed_networks
@@ -49,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tunneltcp.config.model import TunnelConfig
+    from tunneltcp.master.report import LastExit
     from tunneltcp.master.surroundings import Surroundings
     from tunneltcp.net.loop import Timer
 
