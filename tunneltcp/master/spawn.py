@@ -143,7 +143,8 @@ def _with_keeper(context: WorkerContext) -> WorkerContext:
     """Have a keeper before there is any memory of our own, which it would get a copy of."""
     if context.crash_safe:
         with suppress(OSError):  # the worker tries again, and says why not
-            return replace(context, keeper_pid=start_keeper(context.keeper_fd))
+            title = f"tunneltcp {context.role.value}: keeper of {context.port}"
+            return replace(context, keeper_pid=start_keeper(context.keeper_fd, title))
     return context
 
 

@@ -25,6 +25,8 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from setproctitle import setproctitle
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -38,7 +40,6 @@ PACKET_FDS: Final = 250
 _CLONE_FILES: Final = 0x400
 _CLONE_PARENT: Final = 0x8000
 _SYS_CLONE: Final = {"x86_64": 56, "aarch64": 220, "riscv64": 220}.get(platform.machine())
-_PR_SET_NAME: Final = 15
 _SO_DOMAIN: Final = 39
 _COMMAND_BYTES: Final = 32
 
@@ -47,8 +48,8 @@ if sys.platform == "linux":
     _libc: Final = ctypes.PyDLL(None, use_errno=True)
 
 
-def start_keeper(fd: int) -> int:
-    """Make a keeper that listens at ``fd``; return its pid.
+def start_keeper(fd: int, title: str) -> int:
+    """Make a keeper that listens at ``fd``, called ``title``; return its pid.
 
     Raises:
         OSError: If the system does not do it (then this worker's sockets die with it).
@@ -62,7 +63,7 @@ def start_keeper(fd: int) -> int:
             _SYS_CLONE, _CLONE_FILES | _CLONE_PARENT | signal.SIGCHLD, 0, 0, 0, 0
         )
         if pid == 0:
-            _keep(fd)
+            _keep(fd, title)
         number = ctypes.get_errno()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if pid > 0:
@@ -73,11 +74,11 @@ def start_keeper(fd: int) -> int:
 
 if sys.platform == "linux":
 
-    def _keep(fd: int) -> NoReturn:
+    def _keep(fd: int, title: str) -> NoReturn:
         """Sleep until somebody asks, or the master is gone."""
         code = 1
         try:
-            _libc.prctl(_PR_SET_NAME, b"tunneltcp-keep", 0, 0, 0)
+            setproctitle(title)
             buffer = ctypes.create_string_buffer(_COMMAND_BYTES)
             while True:
                 size = _libc.read(fd, buffer, _COMMAND_BYTES)

@@ -81,7 +81,11 @@ class _Successor(Worker):
         super().start()
 
     def _make_keeper(self) -> None:
-        self._tell_keeper(*_try_keeper(self.context.keeper_fd))
+        title = f"tunneltcp {self.context.role.value}: keeper of {self.context.port}"
+        try:
+            self._tell_keeper(start_keeper(self.context.keeper_fd, title), "")
+        except OSError as error:
+            self._tell_keeper(0, error.strerror or "?")
 
     def _tell_keeper(self, pid: int, trouble: str) -> None:
         if trouble:
@@ -264,14 +268,6 @@ class ClientSuccessor(_Successor, ClientWorker):
     def adopt_stranger(self, sock: socket.socket) -> None:
         """The old link, an attempt to have one, or a target that nobody had written down."""
         close_with_reset(sock)
-
-
-def _try_keeper(fd: int) -> tuple[int, str]:
-    """Return the pid of a new keeper, or 0 and why there is none."""
-    try:
-        return start_keeper(fd), ""
-    except OSError as error:
-        return 0, error.strerror or "?"
 
 
 def _counters(sock: socket.socket | None) -> TcpCounters | None:

@@ -12,7 +12,7 @@ import socket
 import time
 import traceback
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -234,6 +234,13 @@ def _reap_orphans(before: Snapshot) -> None:
             os.waitpid(pid, os.WNOHANG)
 
 
+class _Master(Master):
+    """Its workers are no real ones: nothing of theirs could be taken over."""
+
+    def _make_context(self, tunnel, fds):
+        return replace(super()._make_context(tunnel, fds), crash_safe=False)
+
+
 def _run_master(config, role, folders, prepare, load_again):
     code = 99
     try:
@@ -245,7 +252,7 @@ def _run_master(config, role, folders, prepare, load_again):
             signal.signal(number, signal.SIG_DFL)
         if prepare is not None:
             prepare()
-        master = Master(
+        master = _Master(
             config,
             role=role,
             instance="test",
