@@ -121,6 +121,8 @@ class WorkerContext:
     """Its keeper; 0: it has none yet."""
     old_keeper_fds: tuple[int, ...] = ()
     """The master's ends of such pairs, of keepers that may hold sockets for it."""
+    forgets: bool = False
+    """What workers before it carried seems to have killed them: it begins with nothing."""
     died_at: float = 0.0
     """When the worker before it died, on the monotonic clock; 0.0: there was none."""
     resume_grace_seconds: float = 60.0

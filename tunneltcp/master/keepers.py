@@ -7,6 +7,9 @@ end of a pair; the master has the other. When the worker dies, the next one gets
 master's end, takes the sockets and has the keeper leave. A successor that dies on its way
 leaves one more keeper, and the next asks them all. The master itself says nothing to a keeper:
 it closes the pair, or kills it.
+
+What a worker carries may be what kills it, and would kill every successor. So after three
+crashes in a row between which not one byte moved the next begins with nothing.
 """
 
 from __future__ import annotations
@@ -17,17 +20,25 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from loguru import logger
+
+from tunneltcp.control.counters import Counter
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tunneltcp.control.context import WorkerContext
     from tunneltcp.master.children import Children
+    from tunneltcp.master.report import LastExit
 
 __all__ = ["Keepers"]
 
 _MAX_OLD: Final = 4
 """Keepers of dead workers. More come only from successors that died one after the other before
 they were done, and what those have, the older ones have too."""
+
+_MAX_FAULTS: Final = 3
+"""Crashes in a row without a byte moved that are put up with."""
 
 
 @dataclass(slots=True)
@@ -54,6 +65,8 @@ class Keepers:
         self._current: _Keeper | None = None
         self._given = -1
         self._died_at = 0.0
+        self._faults = 0
+        self._moved = 0
 
     @property
     def is_kept(self) -> bool:
@@ -69,6 +82,13 @@ class Keepers:
         if not context.crash_safe:
             self.end()
             return context
+        forgets = self._faults >= _MAX_FAULTS
+        if forgets:
+            self._faults = 0
+            self.end()
+            logger.bind(tunnel=context.port).error(
+                "{} crashes in a row without a byte moved: its visitors are reset", _MAX_FAULTS
+            )
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._current, self._given = _Keeper(ours.detach()), theirs.detach()
         return replace(
@@ -76,6 +96,7 @@ class Keepers:
             keeper_fd=self._given,
             old_keeper_fds=tuple(keeper.fd for keeper in self._old),
             died_at=self._died_at,
+            forgets=forgets,
         )
 
     def forked(self, *, failed: bool = False) -> None:
@@ -108,8 +129,16 @@ class Keepers:
             self._end(keeper)
         self._died_at = 0.0
 
-    def worker_gone(self, now: float) -> None:
+    def worker_gone(self, how: LastExit, counters: memoryview, now: float) -> None:
         """The worker died; its keeper holds what it carried. ``now``: monotonic seconds."""
+        moved = counters[Counter.BYTES_IN] + counters[Counter.BYTES_OUT]
+        if not how.is_own_fault:
+            self._faults = 0
+        elif moved == self._moved:
+            self._faults += 1
+        else:
+            self._faults = 1
+        self._moved = moved
         keeper, self._current = self._current, None
         if keeper is not None:
             self._old.append(keeper)

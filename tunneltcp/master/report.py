@@ -32,6 +32,8 @@ CHANGED: Final = "got other settings"
 _ASKED_FOR: Final = (REPLACED, RESTARTED, CHANGED)
 """Reasons of exits that are no failures."""
 
+_FAULTS: Final = ("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGABRT")
+
 _EVENTS_BURST: Final = 20
 """Lines about links and workers that come and go in 10 minutes, before they are counted."""
 
@@ -58,6 +60,11 @@ class LastExit:
     ran_seconds: float
     reason: str
     """One clause for a person."""
+
+    @property
+    def is_own_fault(self) -> bool:
+        """Whether it can have been something that the worker met: nobody kills by these."""
+        return self.signal in _FAULTS or self.code == ExitCode.CRASH
 
     @property
     def is_permanent(self) -> bool:

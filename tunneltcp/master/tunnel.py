@@ -386,7 +386,7 @@ class Tunnel:
         self.link_peer = self.link_client = ""
         self.counters[Counter.LINK_STATE] = LinkState.DOWN
         permanent = self.last_exit.is_permanent
-        self.keepers.worker_gone(now)
+        self.keepers.worker_gone(self.last_exit, self.counters, now)
         self.feed(Input.EXIT_PERMANENT if permanent else Input.EXIT)
         if self.life.state in (ProcessState.STOPPED, ProcessState.FATAL):
             self.keepers.end()

@@ -56,7 +56,7 @@ class Worker:
         self.loop = Loop(max_sleep_seconds=MAX_SLEEP_SECONDS)
         self.host: Host = MasterHost(context) if host is None else host
         self.memory = self.host.map_memory()
-        if not context.crash_safe:
+        if context.forgets or not context.crash_safe:
             self.memory.clear()
         self.buffer = receive_buffer()
         self.counters = self.host.map_counters()
