@@ -262,6 +262,29 @@ class TestCases:
         known = record(bytes_read=200, fin_offset=100)
         assert summary(judge(known, was, connected=False)) == (Fate.GOES_ON, 200, 99, True)
 
+    @pytest.mark.parametrize(
+        ("changes", "found", "fate"),
+        [
+            ({}, {}, Fate.GOES_ON),
+            ({"bytes_read": 40}, {}, Fate.GOES_ON),
+            ({}, {"acked": 90, "unacked": 11}, Fate.GOES_ON),
+            ({}, {"error": 104}, Fate.RESET),
+            ({}, {"received": 50}, Fate.RESET),  # no FIN came
+            ({}, {"acked": 100}, Fate.RESET),  # ours did not go out
+            ({"fin_offset": 0}, {}, Fate.RESET),
+            ({"fin_offset": 100}, {}, Fate.RESET),
+        ],
+    )
+    @pytest.mark.parametrize("syn", [0, 1])
+    def test_what_is_closed_had_two_fins_or_is_reset(self, changes, found, fate, syn):
+        was = record(**{"bytes_read": 50, "fin_offset": 101, **changes})
+        seen = {"acked": 101, "received": 51, **found}
+        seen["acked"] += syn
+        verdict = judge(was, kernel(TcpState.CLOSE, **seen), connected=bool(syn))
+        assert verdict.fate is fate
+        if fate is Fate.GOES_ON:
+            assert summary(verdict) == (Fate.GOES_ON, 50, 100, True)
+
     def test_an_unanswered_stream_needs_all_its_bytes(self):
         """It may be opened anew, from its first byte."""
         small = MIN_RING_BYTES + 1

@@ -1,0 +1,110 @@
+"""A worker dies; its keeper has what it had, and gives it away, to one after the other."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from contextlib import suppress
+
+import pytest
+
+from tests.support.wait import wait_until
+from tunneltcp.net.keeper import start_keeper
+from tunneltcp.net.sockopt import cookie
+from tunneltcp.workers.inherit import inherit
+
+
+class Worker:
+    """A process that accepts and tells nobody, with a keeper of its own."""
+
+    def __init__(self, visitors: int) -> None:
+        self.pair, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        reader, writer = os.pipe()
+        listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self.pid = os.fork()  # noqa: TID251 - a process that can be killed
+        if self.pid == 0:
+            self._work(listener, theirs, writer, visitors)
+        theirs.close()
+        os.close(writer)
+        self.visitors = [
+            socket.create_connection(listener.getsockname(), 5) for _ in range(visitors)
+        ]
+        self.keeper = int(os.read(reader, 20))
+        assert os.read(reader, 1) == b"!", "it has accepted them all"
+        os.close(reader)
+        listener.close()
+
+    def _work(self, listener, theirs, writer, visitors):
+        try:
+            self.pair.close()
+            os.write(writer, b"%d" % start_keeper(theirs.fileno(), "a keeper"))
+            kept = [listener.accept()[0] for _ in range(visitors)]
+            with socket.socket() as other:  # closed in time: nobody is to have it
+                other.connect(listener.getsockname())
+            os.write(writer, b"!")
+            while kept:
+                signal.pause()
+        finally:
+            os._exit(1)
+
+    def die(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
+    def close(self) -> None:
+        for visitor in self.visitors:
+            visitor.close()
+        self.pair.close()
+        with suppress(ProcessLookupError, ChildProcessError):
+            os.kill(self.keeper, signal.SIGKILL)
+            os.waitpid(self.keeper, 0)
+
+
+@pytest.fixture
+def worker():
+    running = Worker(300)
+    yield running
+    running.close()
+
+
+def test_all_is_there_and_ours_alone(worker):
+    worker.die()
+    found = inherit([os.dup(worker.pair.fileno())])
+    ours = {sock.getpeername() for sock in found.values()}
+    assert ours == {visitor.getsockname() for visitor in worker.visitors}
+    assert all(cookie(sock) == name for name, sock in found.items())
+    for sock in found.values():
+        sock.close()
+    for visitor in worker.visitors:  # a close is a close at once: nobody else has them
+        visitor.setblocking(False)
+        assert visitor.recv(1) == b""
+    assert os.waitpid(worker.keeper, 0)[1] == 0
+
+
+def test_who_asks_and_dies_leaves_all_to_the_next(worker):
+    worker.die()
+    # What a successor asked for and did not take is still there, and so are the connections.
+    worker.pair.send(b"4711")
+    worker.pair.send(b"4712")
+    found = inherit([os.dup(worker.pair.fileno())])
+    assert len(found) == 300
+    for sock in found.values():
+        sock.close()
+    os.waitpid(worker.keeper, 0)
+
+
+def test_without_a_keeper_there_is_nothing(worker):
+    os.kill(worker.keeper, signal.SIGKILL)
+    os.waitpid(worker.keeper, 0)
+    worker.die()
+    assert inherit([os.dup(worker.pair.fileno())]) == {}
+    for visitor in worker.visitors:
+        with suppress(ConnectionResetError):
+            assert visitor.recv(1) == b""
+
+
+def test_it_ends_with_its_master(worker):
+    worker.die()
+    worker.pair.close()
+    wait_until(lambda: os.waitpid(worker.keeper, os.WNOHANG)[0])
