@@ -69,11 +69,14 @@ class Town:
         assert done.returncode == 0, done.stderr
 
     def client(self, name: str, *ports: int, token: str | None = None, **values: Any) -> Master:
-        """A client of these ports, as another machine would run it."""
+        """A client of these ports, as another machine would run it. Its workers take their
+        connections along when they die: no keeper has the link.
+        """
         tunnels = [{"remote_port": port, "local_port": self.target} for port in ports]
         folder = self.folder / f"client-{name}"
+        config = {"tunnels": tunnels, "crash_safe": False, **values}
         found = Master(
-            "client", {"tunnels": tunnels, **values}, folder, server="127.0.0.1",
+            "client", config, folder, server="127.0.0.1",
             token=token or TOKENS[name], instance=name,
         )  # fmt: skip
         return self.stack.enter_context(found)

@@ -188,7 +188,8 @@ class TestUser:
         with Master("server", config, tmp_path) as server:
             server.allowed.append("SIGKILL")
             server.wait_for_successor(port, server.kill_worker(port))
-            assert server.tunnel(port)["log_dropped"] == 0, "it had nothing to say"
+            # What its successor says of it is lost, and counted; nothing else happens.
+            assert server.tunnel(port)["log_dropped"] > 0
         assert not (folder / "victim").exists()
         shown = run_tunneltcp("logs", "1", "--log-dir", str(server.log_dir))
         assert shown.returncode == 1

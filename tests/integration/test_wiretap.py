@@ -114,7 +114,7 @@ def test_what_a_client_said_is_of_no_use_a_second_time(tapped: Tapped) -> None:
     assert after["link"]["state"] == "up"
     assert after["pid"] == before["pid"]
     assert after["links_total"] == before["links_total"], "the link is the old one"
-    words = "link from 127.0.0.1: TLS failed" if tapped.tls else IN_BETWEEN
+    words = "its preface was used before"
     wait_until(lambda: words in server.log_text(f"tunnel-{tapped.port}.log"), 5, words)
 
 
