@@ -389,7 +389,7 @@ class TestHold:
     def test_strangers_with_many_addresses_do_not_fill_the_log(self, world):
         server = world.server()
         for number in range(MAX_REFUSALS + 50):
-            server.worker.on_refused(f"[2001:db8::{number:x}]:1", "wrong")
+            server.worker.on_refused(f"[2001:db8::{number:x}]:1", "wrong", "")
             if number % 20 == 0:
                 world.settle(1)  # the master reads
         world.settle()
