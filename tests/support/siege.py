@@ -158,7 +158,13 @@ class Siege:
         )
         self.client = Master(
             "client",
-            [{"remote_port": port, "local_port": target} for port in (self.port, self.control)],
+            {
+                "tunnels": [
+                    {"remote_port": port, "local_port": target}
+                    for port in (self.port, self.control)
+                ],
+                "crash_safe": False,  # who dies is to take his link along
+            },
             folder / "client",
             server="127.0.0.1",
         )
