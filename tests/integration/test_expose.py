@@ -450,7 +450,7 @@ class TestSeveralTunnels:
                 assert receive_exactly(visitor, 1)
                 it.wait_for("{}:{}".format(*visitor.getsockname()))
             family = descendants(it.process.pid)
-            assert len(family) == 3, "a master and two workers"
+            assert len(family) == 5, "a master, two workers and their keepers"
             folder = next(it.temporary.iterdir())
             assert folder.stat().st_mode & 0o777 == 0o700
             it.press(b"\x03")
