@@ -48,6 +48,11 @@ class Worker:
         finally:
             os._exit(1)
 
+    def reap_keeper(self) -> int:
+        """Wait for the end of the keeper; say how it ended."""
+        pid, self.keeper = self.keeper, 0
+        return os.waitpid(pid, 0)[1]
+
     def die(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
@@ -56,9 +61,9 @@ class Worker:
         for visitor in self.visitors:
             visitor.close()
         self.pair.close()
-        with suppress(ProcessLookupError, ChildProcessError):
+        if self.keeper:  # only then the pid is still its own
             os.kill(self.keeper, signal.SIGKILL)
-            os.waitpid(self.keeper, 0)
+            self.reap_keeper()
 
 
 @pytest.fixture
@@ -79,7 +84,7 @@ def test_all_is_there_and_ours_alone(worker):
     for visitor in worker.visitors:  # a close is a close at once: nobody else has them
         visitor.setblocking(False)
         assert visitor.recv(1) == b""
-    assert os.waitpid(worker.keeper, 0)[1] == 0
+    assert worker.reap_keeper() == 0
 
 
 def test_who_asks_and_dies_leaves_all_to_the_next(worker):
@@ -91,12 +96,12 @@ def test_who_asks_and_dies_leaves_all_to_the_next(worker):
     assert len(found) == 300
     for sock in found.values():
         sock.close()
-    os.waitpid(worker.keeper, 0)
+    assert worker.reap_keeper() == 0
 
 
 def test_without_a_keeper_there_is_nothing(worker):
     os.kill(worker.keeper, signal.SIGKILL)
-    os.waitpid(worker.keeper, 0)
+    worker.reap_keeper()
     worker.die()
     assert inherit([os.dup(worker.pair.fileno())]) == {}
     for visitor in worker.visitors:
@@ -107,4 +112,5 @@ def test_without_a_keeper_there_is_nothing(worker):
 def test_it_ends_with_its_master(worker):
     worker.die()
     worker.pair.close()
-    wait_until(lambda: os.waitpid(worker.keeper, os.WNOHANG)[0])
+    wait_until(lambda: os.waitid(os.P_PID, worker.keeper, os.WEXITED | os.WNOHANG | os.WNOWAIT))
+    assert worker.reap_keeper() == 0
