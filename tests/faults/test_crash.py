@@ -34,6 +34,10 @@ GROUPS = ["endless", "questions", "newcomers", "busy", *(f"short {flags}" for fl
 
 
 @pytest.fixture(scope="module")
+
+SOUND_SECONDS = 1.5
+
+
 def _module_load() -> Iterator[Load]:
     with Load() as running:
         yield running
@@ -170,6 +174,9 @@ def test_who_comes_meanwhile_is_served(pair: TunnelPair, load: Load, sides: str)
     for _ in range(KILLS):
         rounds = load.stats("newcomers").rounds
         wait_until(lambda rounds=rounds: load.stats("newcomers").rounds > rounds + 50)  # type: ignore[misc]
+        # A worker that died young again and again is waited with.
+        sound = time.monotonic() + SOUND_SECONDS
+        wait_until(lambda sound=sound: time.monotonic() > sound)  # type: ignore[misc]
         kill(pair, port, SIDES[sides])
     stats = load.end("newcomers")
     assert stats.bad == 0, stats.errors

@@ -104,7 +104,7 @@ def test_fifty_busy_streams(pair: TunnelPair, load: Load) -> None:
         lose(relay, how, chance)
         wait_until(
             lambda links=links: pair.client.tunnel(pair.port)["links_total"] > links,  # type: ignore[misc]
-            15,
+            40,
             f"another link: {said}",
         )
         relay.heal()
