@@ -32,12 +32,10 @@ STREAMS = 20
 FLAGS = ["", "e", "r", "f"]
 GROUPS = ["endless", "questions", "newcomers", "busy", *(f"short {flags}" for flags in FLAGS)]
 
-
-@pytest.fixture(scope="module")
-
 SOUND_SECONDS = 1.5
 
 
+@pytest.fixture(scope="module")
 def _module_load() -> Iterator[Load]:
     with Load() as running:
         yield running
