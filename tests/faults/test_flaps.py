@@ -62,7 +62,7 @@ def lose(relay: Chaos, how: str, chance: random.Random) -> None:
     elif how == "bytes down":
         relay.cut_after(size, "down", chance.choice(["reset", "close"]), "existing")
     elif how == "both ends":  # the next one is cut too, in SYNC and STATE or a little later
-        relay.cut_after(chance.choice([700, 900, 1500, 3000, 50_000]), "both", scope="new")
+        relay.cut_after(chance.choice([5000, 6000, 8000, 12_000, 50_000]), "both", scope="new")
         relay.reset()
     elif how == "slices":
         relay.slice(chance.choice([1, 7, 100]), scope="new")
