@@ -38,7 +38,7 @@ class Bounds:
 ALONE = Bounds(8_500_000, 400_000_000)
 """Guards against growth, some way above what is measured (4.3 to 6.5 MB a worker, with TLS)."""
 MERGED = Bounds(4_500_000, 200_000_000)
-"""Above the goals (a worker: 3 MB; a side: 150 MB), with room for what the kernel has not merged
+"""Above the goals (a worker: 3 MB; a side: 150 MB), with room for what is not merged
 yet. docs/decisions/0006 and 0009 have the figures."""
 REST_SECONDS = 30.0
 
