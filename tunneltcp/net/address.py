@@ -8,7 +8,6 @@ from typing import Any, Final
 __all__ = [
     "SocketAddress",
     "format_address",
-    "is_near",
     "literal_addresses",
     "local_address",
     "pack_address",
@@ -35,14 +34,6 @@ def literal_addresses(host: str, port: int) -> list[SocketAddress]:
         elif _packed(socket.AF_INET6, bare):
             found.append((socket.AF_INET6, (bare, port, 0, _interface_index(scope))))
     return found
-
-
-def is_near(address: object) -> bool:
-    """Say whether a peer's address is one of loopback; IPv4-mapped counts as IPv4."""
-    host = str(address[0]) if isinstance(address, tuple) and address else ""
-    if packed := _packed(socket.AF_INET, host.removeprefix("::ffff:")):
-        return packed[0] == 127
-    return host == "::1"
 
 
 def _packed(family: int, host: str) -> bytes:

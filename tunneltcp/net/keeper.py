@@ -40,7 +40,6 @@ PACKET_FDS: Final = 250
 _CLONE_FILES: Final = 0x400
 _CLONE_PARENT: Final = 0x8000
 _SYS_CLONE: Final = {"x86_64": 56, "aarch64": 220, "riscv64": 220}.get(platform.machine())
-_SO_DOMAIN: Final = 39
 _COMMAND_BYTES: Final = 32
 
 if sys.platform == "linux":
@@ -123,7 +122,7 @@ if sys.platform == "linux":
             with suppress(OSError):  # no socket, or the directory that we looked into
                 sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=int(name))
                 try:
-                    domain = sock.getsockopt(socket.SOL_SOCKET, _SO_DOMAIN)
+                    domain = sock.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN)
                     listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
                 finally:
                     sock.detach()

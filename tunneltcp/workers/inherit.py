@@ -29,7 +29,6 @@ __all__ = ["inherit"]
 
 _KEEPER_SECONDS: Final = 3.0
 """What a keeper may take to hand over 60,000 sockets, or to leave: a thousand take 10 ms."""
-_SO_DOMAIN: Final = 39
 
 
 def inherit(keeper_fds: Sequence[int]) -> dict[int, socket.socket]:
@@ -77,7 +76,7 @@ if sys.platform == "linux":
 
     def _take(fd: int, found: dict[int, socket.socket]) -> None:
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=fd)
-        if sock.getsockopt(socket.SOL_SOCKET, _SO_DOMAIN) != socket.AF_INET:
+        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN) != socket.AF_INET:
             sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM, 0, fileno=sock.detach())
         sock.setblocking(False)
         name = cookie(sock)
