@@ -37,7 +37,8 @@ class Worker:
 
     def _work(self, listener, theirs, writer, visitors):
         try:
-            self.pair.close()
+            # A port that this process of tests has reserved is none of the worker's.
+            close_all_but(listener.fileno(), theirs.fileno(), writer)
             os.write(writer, b"%d" % start_keeper(theirs.fileno(), "a keeper"))
             kept = [listener.accept()[0] for _ in range(visitors)]
             with socket.socket() as other:  # closed in time: nobody is to have it
@@ -66,6 +67,13 @@ class Worker:
             self.reap_keeper()
 
 
+def close_all_but(*kept: int) -> None:
+    start = 3
+    for fd in [*sorted(kept), 1 << 16]:
+        os.closerange(start, fd)
+        start = fd + 1
+
+
 @pytest.fixture
 def worker():
     running = Worker(300)
@@ -73,9 +81,24 @@ def worker():
     running.close()
 
 
-def test_all_is_there_and_ours_alone(worker):
+@pytest.fixture
+def take_from():
+    """Inherit, and close all that a test that fails has not closed."""
+    taken = []
+
+    def take(worker: Worker):
+        found = inherit([os.dup(worker.pair.fileno())])
+        taken.extend(found.values())
+        return found
+
+    yield take
+    for sock in taken:
+        sock.close()
+
+
+def test_all_is_there_and_ours_alone(worker, take_from):
     worker.die()
-    found = inherit([os.dup(worker.pair.fileno())])
+    found = take_from(worker)
     ours = {sock.getpeername() for sock in found.values()}
     assert ours == {visitor.getsockname() for visitor in worker.visitors}
     assert all(cookie(sock) == name for name, sock in found.items())
@@ -87,23 +110,23 @@ def test_all_is_there_and_ours_alone(worker):
     assert worker.reap_keeper() == 0
 
 
-def test_who_asks_and_dies_leaves_all_to_the_next(worker):
+def test_who_asks_and_dies_leaves_all_to_the_next(worker, take_from):
     worker.die()
     # What a successor asked for and did not take is still there, and so are the connections.
     worker.pair.send(b"4711")
     worker.pair.send(b"4712")
-    found = inherit([os.dup(worker.pair.fileno())])
+    found = take_from(worker)
     assert len(found) == 300
     for sock in found.values():
         sock.close()
     assert worker.reap_keeper() == 0
 
 
-def test_without_a_keeper_there_is_nothing(worker):
+def test_without_a_keeper_there_is_nothing(worker, take_from):
     os.kill(worker.keeper, signal.SIGKILL)
     worker.reap_keeper()
     worker.die()
-    assert inherit([os.dup(worker.pair.fileno())]) == {}
+    assert take_from(worker) == {}
     for visitor in worker.visitors:
         with suppress(ConnectionResetError):
             assert visitor.recv(1) == b""
