@@ -84,7 +84,7 @@ def worker():
 @pytest.fixture
 def take_from():
     """Inherit, and close all that a test that fails has not closed."""
-    taken = []
+    taken: list[socket.socket] = []
 
     def take(worker: Worker):
         found = inherit([os.dup(worker.pair.fileno())])
