@@ -11,6 +11,7 @@ import orjson
 import pytest
 
 from tunneltcp.cli import ask as cli_ask
+from tunneltcp.cli import expose, login, run, token
 from tunneltcp.control.codec import FrameDecoder, encode_frame
 
 if TYPE_CHECKING:
@@ -78,6 +79,13 @@ class ScriptedMaster:
             os.kill(self._pid, signal.SIGKILL)
             os.waitpid(self._pid, 0)
         self._pid = 0
+
+
+@pytest.fixture(autouse=True)
+def _unprotected(monkeypatch):
+    """A command that runs in the process of tests is not to take that one's rights for good."""
+    for command in (expose, login, run, token):
+        monkeypatch.setattr(command, "protect_process", lambda: None)
 
 
 @pytest.fixture
