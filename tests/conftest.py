@@ -27,7 +27,7 @@ _LEAK_CHECKED = {"integration", "faults", "hostile", "interop"}
 settings.register_profile("local", max_examples=50, deadline=None, print_blob=True)
 settings.register_profile(
     "ci",
-    max_examples=300,
+    max_examples=100,
     deadline=None,
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],

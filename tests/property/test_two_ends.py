@@ -238,7 +238,6 @@ def test_two_ends(machine):
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=max(100, settings().max_examples),
             stateful_step_count=machine.steps,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
         ),
