@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from tunneltcp.protocol.arena import Arena, Ring
     from tunneltcp.protocol.stream import Stream
+    from tunneltcp.protocol.windows import Windows
 
 __all__ = ["BATCH_BYTES", "MAX_ANSWERS", "MAX_BATCH_BUFFERS", "Sender"]
 
@@ -53,11 +54,15 @@ class Sender:
 
     Args:
         arena: Where rings go back to.
+        windows: Who says when the window of a stream grows.
         on_rings_back: Called when rings went back to the arena.
     """
 
-    def __init__(self, arena: Arena, on_rings_back: Callable[[], None]) -> None:
+    def __init__(
+        self, arena: Arena, windows: Windows, on_rings_back: Callable[[], None]
+    ) -> None:
         self._arena = arena
+        self._windows = windows
         self.is_attached = False
         """Whether there is a link; set by the session."""
         self._on_rings_back = on_rings_back
@@ -215,6 +220,8 @@ class Sender:
     def _credit_frame(self, stream: Stream, word: int) -> bytes:
         stream.credit_due = False
         delivered = stream.delivered
+        if delivered >= stream.grow_at:
+            self._windows.note_used(stream, delivered)
         stream.credit_at = delivered + stream.credit_step
         if stream.owe_at:
             stream.owe_at = stream.credit_at

@@ -78,6 +78,7 @@ class Stream:
         "fin_sent",
         "free_to",
         "granted",
+        "grow_at",
         "has_end",
         "head",
         "id",
@@ -103,6 +104,7 @@ class Stream:
         "session",
         "waiting",
         "window",
+        "window_since",
         "words",
     )
 
@@ -154,8 +156,10 @@ class Stream:
         self.waiting = 0
         """How much of that the endpoint still keeps."""
         self.granted = granted
-        self.window = window
-        self.credit_step = min(window // 4, MAX_UNREPORTED_BYTES)
+        self.set_window(window)
+        self.grow_at = 0
+        """When this much is delivered, the window was used up once since ``window_since``."""
+        self.window_since = -1e9
         self.credit_at = self.credit_step
         """CREDIT is due when this much was delivered."""
         self.credit_due = False
@@ -187,6 +191,11 @@ class Stream:
             self.send: Callable[[memoryview], int] = take_nothing
             """The endpoint's short cut, set by it: tried first with whatever comes. What it
             does not take, or fails to with an OSError, is delivered to the endpoint."""
+
+    def set_window(self, window: int) -> None:
+        """The next CREDIT grants so many bytes beyond what was delivered."""
+        self.window = window
+        self.credit_step = min(window // 4, MAX_UNREPORTED_BYTES)
 
     @property
     def delivered(self) -> int:

@@ -95,6 +95,8 @@ class Link:
         self.rtt_seconds = 0.0
         self.session = session
         session.handler = self
+        session.windows.clock = lambda: loop.now
+        session.windows.round_trip_seconds = 0.0
         self.ends_session = False
         """Whether the session is over with this link: it broke, or a side said GOAWAY."""
         self._liveness = Liveness(idle_ping_seconds, loop.now)
@@ -283,6 +285,9 @@ class Link:
         sent = self._pings.pop(value, None)
         if sent is not None:
             self.rtt_seconds = self._loop.now - sent
+            windows = self.session.windows
+            smallest = windows.round_trip_seconds
+            windows.round_trip_seconds = min(smallest or self.rtt_seconds, self.rtt_seconds)
             self._owner.on_answer(self)
 
     def on_goaway(self, code: int) -> None:
