@@ -42,6 +42,8 @@ BATCH_BYTES: Final = 512 * 1024
 """Payload handed out at once, about what one ``sendmsg`` takes."""
 MAX_BATCH_BUFFERS: Final = 1000
 """Buffers handed out at once; ``sendmsg`` takes at most 1,024 (IOV_MAX)."""
+MODEST_BYTES: Final = 1400
+"""Who waits with no more than about a packet goes first, while the link is held back."""
 MAX_ANSWERS: Final = 65_536
 """Small answers that may wait (about 6 MB): as many as a peer has streams at most."""
 
@@ -76,6 +78,10 @@ class Sender:
         self._credits: list[Stream] = []
         self._answers: list[bytes] = []
         self._pong: int | None = None
+        self.room_bytes = BATCH_BYTES
+        """How much the next batch may hold; small frames always go. Set by the driver."""
+        self.frame_bytes = MAX_PAYLOAD_BYTES
+        """The longest payload of DATA, so that nobody waits long for his turn. Set likewise."""
         self.batch_bytes = 0
         """Size of what :meth:`data_to_send` returned last."""
 
@@ -152,7 +158,7 @@ class Sender:
         self._on_rings_back()
 
     def data_to_send(self) -> list[bytes | memoryview]:  # noqa: C901, PLR0912 - hot
-        """Return the next buffers for the link, at most about ``BATCH_BYTES`` of payload.
+        """Return the next buffers for the link, at most about ``room_bytes``.
 
         Everything returned by the call before must have been written by now.
         """
@@ -162,10 +168,15 @@ class Sender:
         if self._answers or self._credits or self._pong is not None:
             self._append_small(out)
         # What is left of the batch, 16 bytes of header for each frame included.
-        left = BATCH_BYTES - sum(map(len, out)) if out else BATCH_BYTES
+        left = room = self.room_bytes
+        if out:
+            left -= sum(map(len, out))
         # The hot path: no calls, no objects but the two buffers of each frame. Numbers are
         # added and multiplied, which is quicker than to shift and combine bits.
         ready = self.ready
+        if room < BATCH_BYTES and len(ready) > 1:
+            self._let_modest_first()
+        longest = self.frame_bytes
         next_stream = ready.popleft
         pack = DATA_HEADER.pack
         while ready and left > 0 and len(out) < MAX_BATCH_BUFFERS:
@@ -187,8 +198,8 @@ class Sender:
                     start = sent & ring.mask
                     size = end - sent
                     stop = start + size
-                    if stop > ring.frame_end:
-                        size = min(size, ring.size - start, MAX_PAYLOAD_BYTES)
+                    if size > longest or stop > ring.size:
+                        size = min(size, ring.size - start, longest)
                         stop = start + size
                     out.append(pack(stream.data_word + size * 256, stream.id_word, sent))
                     out.append(ring.view[start:stop])
@@ -202,9 +213,26 @@ class Sender:
                         left -= self._append_end(stream, out)
                 if left <= 0:
                     break
-        self.batch_bytes = BATCH_BYTES - left
+        self.batch_bytes = room - left
         self.is_unwritten = bool(out)
         return out
+
+    def _let_modest_first(self) -> None:
+        """A keystroke goes before the downloads; they keep half of the batch."""
+        ready = self.ready
+        share = self.room_bytes // 2
+        modest, others = [], []
+        for stream in ready:
+            size = stream.head - stream.sent + HEADER_BYTES
+            if size <= MODEST_BYTES and size <= share:
+                share -= size
+                modest.append(stream)
+            else:
+                others.append(stream)
+        if modest and others:
+            ready.clear()
+            ready.extend(modest)
+            ready.extend(others)
 
     def state_frame(self, stream: Stream) -> bytes:
         """Return the STATE of a stream; it replaces a CREDIT that is due."""
