@@ -27,10 +27,13 @@ __all__ = ["NEVER", "Flight", "Mode"]
 NEVER: Final = 1 << 62
 """More bytes than any link carries."""
 
-LITTLE_SECONDS: Final = 0.010
+LITTLE_SECONDS: Final = 0.006
 """Queue that is left standing: what keeps a path busy while PONGs come unevenly."""
 LITTLE_PART: Final = 8
 """On long paths the little is this part of the round trip, if that is more."""
+MORE_SECONDS: Final = 0.005
+"""Allowed on top in two spans of six, to find out whether the path carries more."""
+MORE_SPANS: Final = 6
 PING_SECONDS: Final = 0.005
 """Time between two PINGs under a bound, and so the size of a batch: what cannot be overtaken."""
 QUEUE_SECONDS: Final = 0.020
@@ -57,11 +60,17 @@ PATIENCE_SECONDS: Final = 1.0
 PATIENCE_SPANS: Final = 8
 FALLING: Final = 0.9
 """A round trip that came down to this part of the last one: the queue is being emptied."""
-DECLINE: Final = 0.75
+DECLINE: Final = 0.85
 """A rate that fell to this part of the first one, under a bound: it is the bound's doing."""
 PAUSE_SECONDS: Final = 10.0
 """How long there is no bound after it was given up; twice as long each time."""
 MAX_PAUSE_SECONDS: Final = 600.0
+PROBE_SECONDS: Final = 10.0
+"""A smallest round trip that was learned anew may hold a queue: so often, the bound is halved
+for some spans, and what is the smallest then counts. So too when the rate has declined."""
+PROBE_SPANS: Final = 4
+MIN_PROBE_SECONDS: Final = 2.0
+"""Between two of them because the rate declined."""
 IDLE_SECONDS: Final = 5.0
 """A bound that nobody met for so long is forgotten."""
 
@@ -93,11 +102,14 @@ class Flight:
 
     __slots__ = (
         "_arrived",
+        "_before",
         "_best",
+        "_bound_spans",
         "_falling_from",
         "_first_rate",
         "_full_at",
         "_good_at",
+        "_heard_at",
         "_held_back",
         "_last",
         "_lowest",
@@ -106,7 +118,11 @@ class Flight:
         "_pause",
         "_paused_to",
         "_pings",
+        "_probe_at",
+        "_probe_low",
+        "_probe_spans",
         "_rates",
+        "_smallest",
         "_spans",
         "_still",
         "bound",
@@ -128,11 +144,16 @@ class Flight:
         self.spacing = NEVER
         """Bytes between two PINGs, and of a batch."""
         self.round_trip = 0.0
-        """The smallest; 0: not known."""
+        """The smallest, or the one that was learned anew; 0: not known."""
+        self._smallest = 0.0
         self._pings: deque[_Ping] = deque()
         self._last = _Ping(0, 0, now - LOOK_SECONDS)
         """The last PING that was sent."""
         self._arrived = 0
+        self._heard_at = now
+        self._before = 0
+        """How much was written before the bound began."""
+        self._bound_spans = 0
         self._mark = self._last
         """The PING whose answer began the span."""
         self._mark_at = now
@@ -151,6 +172,9 @@ class Flight:
         self._falling_from = 0.0
         self._pause = PAUSE_SECONDS
         self._paused_to = now
+        self._probe_at = now
+        self._probe_spans = 0
+        self._probe_low = 0.0
 
     @property
     def rate(self) -> float:
@@ -183,8 +207,10 @@ class Flight:
             return
         self._held_back = True
         self._full_at = now
-        if self._pings and now - self._pings[0].sent_at > self._longest_seconds:
-            self._give_up(now)
+        if self._pings:
+            silence = now - max(self._heard_at, self._pings[0].sent_at)
+            if silence > PATIENCE_SECONDS + 4 * self.round_trip:
+                self._give_up(now)
 
     def note_ping(self, value: int, now: float) -> None:
         """A PING goes out; values only rise."""
@@ -206,8 +232,10 @@ class Flight:
         trip = now - ping.sent_at
         if not self.round_trip or trip < self.round_trip:
             self.round_trip = trip
+            self._smallest = min(trip, self._smallest or trip)
         self._lowest = min(self._lowest, trip)
         self._arrived = ping.position
+        self._heard_at = now
         if self.mode is Mode.FREE:
             if trip > self.round_trip + self._queue_seconds and now >= self._paused_to:
                 self._watch(ping, now)
@@ -222,11 +250,6 @@ class Flight:
     @property
     def _queue_seconds(self) -> float:
         return max(QUEUE_SECONDS, self.round_trip / LITTLE_PART)
-
-    @property
-    def _longest_seconds(self) -> float:
-        """Who does not answer a PING for so long makes no bound."""
-        return PATIENCE_SECONDS + 4 * (self.round_trip + self._falling_from)
 
     @property
     def _span_seconds(self) -> float:
@@ -247,8 +270,12 @@ class Flight:
         if self.mode is Mode.WATCHED:
             self._watch_on(rate, lowest, now)
             return
+        self._bound_spans += 1
         self._note_rate(rate, ages=held_back)
-        self._judge(lowest, now)
+        if self._probe_spans:
+            self._probe_on(lowest, now)
+        else:
+            self._judge(lowest, now)
         if self.mode is Mode.BOUND:
             self._set_bound()
 
@@ -294,30 +321,63 @@ class Flight:
             self._good_at = self._full_at = now
             self._falling_from = lowest
             self._first_rate = self.rate
+            self._before = self.written
+            self._bound_spans = self._probe_spans = 0
+            self._probe_at = now
             self._set_bound()
+
+    def _probe(self) -> None:
+        """Empty the queue, if it is ours: the smallest round trip of now comes out."""
+        self._probe_spans = PROBE_SPANS
+        self._probe_low = 1e9
+        self._falling_from = self.round_trip
+
+    def _probe_on(self, lowest: float, now: float) -> None:
+        self._probe_spans -= 1
+        if self._probe_spans < PROBE_SPANS - 1:
+            self._probe_low = min(self._probe_low, lowest)
+        if not self._probe_spans:
+            is_smaller = self._probe_low < FALLING * self._falling_from
+            self._probe_at = now + (0 if is_smaller else PROBE_SECONDS)
+            most = self._falling_from + self._little_seconds + MORE_SECONDS
+            self.round_trip = min(self._probe_low, most)
+            self._first_rate = self.rate
+            self._good_at = now
 
     def _set_bound(self) -> None:
         seconds = self.round_trip + self._little_seconds
+        if self._probe_spans:
+            seconds /= 2
+        elif self._bound_spans % MORE_SPANS < 2:
+            seconds += MORE_SECONDS
         self.bound = int(self.rate * seconds) + SLACK_BYTES
         self.spacing = max(MIN_SPACING_BYTES, int(self.rate * PING_SECONDS))
 
     def _judge(self, lowest: float, now: float) -> None:
         """Does the bound help?"""
         queue = lowest - self.round_trip
-        kept = self._little_seconds + PING_SECONDS
+        kept = self._little_seconds + MORE_SECONDS + SLACK_BYTES / self._first_rate
         # Each side of a link leaves a little standing, and a PONG meets both.
         if queue <= kept:
-            self._first_rate = self.rate
             self._good_at = now
             self._falling_from = lowest
         elif queue <= 2 * kept and self.rate >= DECLINE * self._first_rate:
             self._good_at = now
-        elif lowest <= FALLING * self._falling_from:
+        elif lowest <= FALLING * self._falling_from or self._arrived < self._before:
             self._falling_from = lowest
             self._good_at = now
         elif now - self._good_at > max(PATIENCE_SECONDS, PATIENCE_SPANS * self._span_seconds):
             self._give_up(now)
             self.round_trip = lowest
+            return
+        self._first_rate = max(self._first_rate, self.rate)
+        if self._arrived < self._before:
+            return
+        declined = queue <= kept and self.rate < DECLINE * self._first_rate
+        declined = declined and now >= self._probe_at - PROBE_SECONDS + MIN_PROBE_SECONDS
+        relearned = self.round_trip > self._smallest + self._little_seconds
+        if declined or (relearned and now >= self._probe_at):
+            self._probe()
 
     def _give_up(self, now: float) -> None:
         self._paused_to = now + self._pause
