@@ -20,7 +20,10 @@ from __future__ import annotations
 
 from collections import deque
 from enum import Enum, auto
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from tunneltcp.protocol.bucket import Bucket
 
 __all__ = ["NEVER", "Flight", "Mode"]
 
@@ -42,6 +45,7 @@ stay below it under any load."""
 SLACK_BYTES: Final = 16 * 1024
 """Always allowed: what a new TCP connection may send, so that a small bound cannot choke it."""
 MIN_SPACING_BYTES: Final = 2048
+"""Never more PINGs than a peer bears (PROTOCOL.md §9)."""
 WATCH_SPACING_BYTES: Final = 16 * 1024
 """Between two PINGs before the rate is known."""
 LOOK_SECONDS: Final = 0.1
@@ -100,40 +104,9 @@ class Flight:
     before it goes on at :attr:`look_at`.
     """
 
-    __slots__ = (
-        "_arrived",
-        "_before",
-        "_best",
-        "_bound_spans",
-        "_falling_from",
-        "_first_rate",
-        "_full_at",
-        "_good_at",
-        "_heard_at",
-        "_held_back",
-        "_last",
-        "_lowest",
-        "_mark",
-        "_mark_at",
-        "_pause",
-        "_paused_to",
-        "_pings",
-        "_probe_at",
-        "_probe_low",
-        "_probe_spans",
-        "_rates",
-        "_smallest",
-        "_spans",
-        "_still",
-        "bound",
-        "look_at",
-        "mode",
-        "round_trip",
-        "spacing",
-        "written",
-    )
-
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, bucket: Bucket | None = None) -> None:
+        self.bucket = bucket
+        """The limit that the config sets, if it does."""
         self.written = 0
         """Bytes that were handed to the link, ever."""
         self.look_at = LOOK_BYTES
@@ -149,6 +122,8 @@ class Flight:
         self._pings: deque[_Ping] = deque()
         self._last = _Ping(0, 0, now - LOOK_SECONDS)
         """The last PING that was sent."""
+        self._limited_room = NEVER
+        """What the bucket has left."""
         self._arrived = 0
         self._heard_at = now
         self._before = 0
@@ -184,6 +159,10 @@ class Flight:
     @property
     def room(self) -> int:
         """How much may be written now."""
+        return min(self._bound_room, self._limited_room)
+
+    @property
+    def _bound_room(self) -> int:
         if self.mode is Mode.BOUND:
             return max(0, self._arrived + self.bound - self.written)
         return NEVER
@@ -192,8 +171,13 @@ class Flight:
 
     def look(self, now: float) -> bool:
         """Say whether a PING is to go out in front of what is written next."""
+        bucket = self.bucket
+        if bucket is not None:
+            self._limited_room = bucket.room(self.written, now)
         if self.mode is Mode.FREE:
-            self.look_at = self.written + LOOK_BYTES
+            self.look_at = self.written + (LOOK_BYTES if bucket is None else 0)
+            if bucket is not None:
+                self.spacing = max(MIN_SPACING_BYTES, int(bucket.rate * PING_SECONDS))
             return not self._pings and now - self._last.sent_at >= LOOK_SECONDS
         self.look_at = self.written
         if self.mode is Mode.BOUND:
@@ -201,16 +185,15 @@ class Flight:
         return self.written - self._last.position >= self.spacing
 
     def _look_at_bound(self, now: float) -> None:
-        if self.room:
+        if self._bound_room:
             if now - self._full_at > IDLE_SECONDS:
                 self._free()
             return
         self._held_back = True
         self._full_at = now
-        if self._pings:
-            silence = now - max(self._heard_at, self._pings[0].sent_at)
-            if silence > PATIENCE_SECONDS + 4 * self.round_trip:
-                self._give_up(now)
+        asked_at = self._pings[0].sent_at if self._pings else now
+        if now - max(self._heard_at, asked_at) > PATIENCE_SECONDS + 4 * self.round_trip:
+            self._give_up(now)
 
     def note_ping(self, value: int, now: float) -> None:
         """A PING goes out; values only rise."""
@@ -327,7 +310,7 @@ class Flight:
             self._set_bound()
 
     def _probe(self) -> None:
-        """Empty the queue, if it is ours: the smallest round trip of now comes out."""
+        """Empty the queue, if it is ours: out comes what the smallest round trip is now."""
         self._probe_spans = PROBE_SPANS
         self._probe_low = 1e9
         self._falling_from = self.round_trip
@@ -373,10 +356,13 @@ class Flight:
         self._first_rate = max(self._first_rate, self.rate)
         if self._arrived < self._before:
             return
-        declined = queue <= kept and self.rate < DECLINE * self._first_rate
-        declined = declined and now >= self._probe_at - PROBE_SECONDS + MIN_PROBE_SECONDS
-        relearned = self.round_trip > self._smallest + self._little_seconds
-        if declined or (relearned and now >= self._probe_at):
+        if queue <= kept and self.rate < DECLINE * self._first_rate:
+            probes_at = self._probe_at - PROBE_SECONDS + MIN_PROBE_SECONDS
+        elif self.round_trip > self._smallest + self._little_seconds:
+            probes_at = self._probe_at
+        else:
+            return
+        if now >= probes_at:
             self._probe()
 
     def _give_up(self, now: float) -> None:

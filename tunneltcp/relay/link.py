@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from tunneltcp.net.loop import READ, WRITE
 from tunneltcp.net.sockopt import gather_send
+from tunneltcp.protocol.bucket import Bucket
 from tunneltcp.protocol.errors import GoawayCode, RemoteProtocolError
-from tunneltcp.protocol.flight import Flight
+from tunneltcp.protocol.flight import PING_SECONDS, Flight
 from tunneltcp.protocol.frames import MAX_PAYLOAD_BYTES
 from tunneltcp.protocol.liveness import Liveness, Verdict
 from tunneltcp.protocol.sender import BATCH_BYTES
@@ -87,6 +88,7 @@ class Link:
         *,
         peer: str,
         idle_ping_seconds: float,
+        rate: int = 0,
     ) -> None:
         self._loop = loop
         self._transport = transport
@@ -114,7 +116,9 @@ class Link:
         self._last_ping = 0
         self._asked = 0
         """The PING that the owner waits for; 0: none."""
-        self._flight = Flight(loop.now)
+        self._flight = Flight(loop.now, Bucket(rate, loop.now) if rate else None)
+        self._waits = False
+        """Whether it is waited until the limit has room again."""
 
     def fileno(self) -> int:
         """The descriptor of its connection."""
@@ -207,6 +211,8 @@ class Link:
                 size = sender.batch_bytes
                 if not size:
                     wanted = sender.has_output and sender.room_bytes > 0
+                    if not wanted and flight.bucket is not None:
+                        self._wait_for_room()
                     break
                 flight.written += size
             try:
@@ -241,6 +247,16 @@ class Link:
         sender.room_bytes = min(BATCH_BYTES, flight.room, spacing)
         frame_bytes = max(MIN_FRAME_BYTES, spacing // FRAMES_PER_BATCH)
         sender.frame_bytes = min(MAX_PAYLOAD_BYTES, frame_bytes)
+
+    def _wait_for_room(self) -> None:
+        if not self._waits:
+            self._waits = True
+            self._loop.call_later(PING_SECONDS, self._on_room)
+
+    def _on_room(self) -> None:
+        self._waits = False
+        if self.is_open and not self._writing:
+            self.flush()
 
     def end_turn(self) -> None:
         """At the end of each turn of the loop: write once for all that happened."""
