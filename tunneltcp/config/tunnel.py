@@ -134,9 +134,9 @@ class TunnelConfig:
         metadata=described(
             "rate",
             "rate",
-            """The most that this side sends over the link, such as `"20 Mbit/s"` (kbit/s, Mbit/s,
-            Gbit/s, or kB/s, MB/s, GB/s), shared evenly by the visitors. On the client it limits
-            downloads, on the server uploads: for both directions set it on both sides.""",
+            """The most that this side sends over the link, such as `"20 Mbit/s"` (kbit/s,
+            Mbit/s, Gbit/s, or kB/s, MB/s, GB/s), shared evenly by the visitors. On the client
+            it limits downloads, on the server uploads: for both set it on both sides.""",
             default='`"none"`',
             for_all=True,
         ),

@@ -1,7 +1,7 @@
 """A bandwidth limit: how far may be written by now.
 
-The bucket fills at the rate and holds what comes in a twentieth of a second. It counts positions,
-as everything about a link does: what was written beyond what it held is waited for.
+The bucket fills at the rate and holds what comes in a twentieth of a second. It counts
+positions: what was written beyond what it held is waited for.
 """
 
 from __future__ import annotations

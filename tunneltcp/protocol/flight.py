@@ -3,10 +3,10 @@
 Theory of operation
 -------------------
 All visitors share one connection, so whatever stands in a queue between us and the far process
-stands in front of the next keystroke. PINGs measure that: a PONG says that all in front of its
-PING has arrived, and how long it took. Nothing is held back while the smallest round trip under
-load is close to the smallest of all (FREE). When it is not (WATCHED), more PINGs go, and once the
-rate has stopped growing, what is on its way is kept to what the path needs (BOUND)::
+stands in front of the next keystroke. PINGs measure that: a PONG says that all in front of
+its PING has arrived, and how long it took. Nothing is held back while the smallest round trip
+under load is close to the smallest of all (FREE). When it is not (WATCHED), more PINGs go, and
+once the rate has stopped growing, what is on its way is kept to what the path needs (BOUND)::
 
     rate x (smallest round trip + a little) + some packets
 
@@ -35,10 +35,10 @@ LITTLE_SECONDS: Final = 0.006
 LITTLE_PART: Final = 8
 """On long paths the little is this part of the round trip, if that is more."""
 MORE_SECONDS: Final = 0.005
-"""Allowed on top in two spans of six, to find out whether the path carries more."""
+"""Allowed on top in two spans of six: does the path carry more?"""
 MORE_SPANS: Final = 6
 PING_SECONDS: Final = 0.005
-"""Time between two PINGs under a bound, and so the size of a batch: what cannot be overtaken."""
+"""Time between two PINGs under a bound, and so the size of a batch, which nothing overtakes."""
 QUEUE_SECONDS: Final = 0.020
 """A queue shorter than that is left alone, and one longer is not: loopback and a data centre
 stay below it under any load."""
@@ -109,7 +109,7 @@ class Flight:
         """The limit that the config sets, if it does."""
         self.written = 0
         """Bytes that were handed to the link, ever."""
-        self.look_at = LOOK_BYTES
+        self.look_at = 0
         """How much may be written before :meth:`look` is to be asked."""
         self.mode = Mode.FREE
         self.bound = NEVER
@@ -303,7 +303,7 @@ class Flight:
             self.mode = Mode.BOUND
             self._good_at = self._full_at = now
             self._falling_from = lowest
-            self._first_rate = self.rate
+            self._first_rate = max(1.0, self.rate)
             self._before = self.written
             self._bound_spans = self._probe_spans = 0
             self._probe_at = now
@@ -324,7 +324,7 @@ class Flight:
             self._probe_at = now + (0 if is_smaller else PROBE_SECONDS)
             most = self._falling_from + self._little_seconds + MORE_SECONDS
             self.round_trip = min(self._probe_low, most)
-            self._first_rate = self.rate
+            self._first_rate = max(1.0, self.rate)
             self._good_at = now
 
     def _set_bound(self) -> None:

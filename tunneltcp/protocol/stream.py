@@ -137,9 +137,7 @@ class Stream:
         self.queued = False
         """Waits for its turn to send; or may not send at all now, and is in no line."""
         # The sending half.
-        self.head = 0
-        self.sent = 0
-        self.acked = 0
+        self.head = self.sent = self.acked = 0
         self.limit = limit
         self.ring: Ring | None = None
         self.free_to = 0

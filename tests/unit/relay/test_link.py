@@ -364,6 +364,26 @@ class TestHeldBack:
         first = bench.raw.of(FrameType.DATA)[seen]
         assert (first.stream_id, first.payload) == (modest.stream.id, b"x")
 
+    def test_the_next_link_begins_free(self, bench):
+        """What the last one set in the session is not its."""
+        endpoint = bench.announced()
+        sender = bench.link.session.sender
+        sender.room_bytes, sender.frame_bytes = 0, 1
+        link = Link(
+            bench.loop,
+            bench.sock,
+            bench.owner,
+            bench.link.session,
+            receive_buffer(),
+            peer="far:1",
+            idle_ping_seconds=2.0,
+        )
+        bench.loop.on_turn = link.end_turn
+        endpoint.write(bytes(10_000))
+        bench.settle()
+        assert len(bench.raw.data(endpoint.stream.id)) == 10_000
+        bench.loop.on_turn = bench.link.end_turn
+
     def test_a_rate_is_kept_and_shared(self, make):
         """200 kB/s by the clock of the test, over a real connection."""
         bench = make(rate=200_000)
