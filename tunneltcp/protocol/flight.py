@@ -46,8 +46,8 @@ SLACK_BYTES: Final = 16 * 1024
 """Always allowed: what a new TCP connection may send, so that a small bound cannot choke it."""
 MIN_SPACING_BYTES: Final = 2048
 """Never more PINGs than a peer bears (PROTOCOL.md §9)."""
-WATCH_SPACING_BYTES: Final = 16 * 1024
-"""Between two PINGs before the rate is known."""
+WATCH_SPACING_BYTES: Final = 32 * 1024
+"""A batch before the rate is known; there are no more PINGs than under a bound."""
 LOOK_SECONDS: Final = 0.1
 """Time between two PINGs while nothing is held back."""
 LOOK_BYTES: Final = 64 * 1024
@@ -180,9 +180,11 @@ class Flight:
                 self.spacing = max(MIN_SPACING_BYTES, int(bucket.rate * PING_SECONDS))
             return not self._pings and now - self._last.sent_at >= LOOK_SECONDS
         self.look_at = self.written
-        if self.mode is Mode.BOUND:
-            self._look_at_bound(now)
-        return self.written - self._last.position >= self.spacing
+        is_far = self.written - self._last.position >= self.spacing
+        if self.mode is Mode.WATCHED:
+            return is_far and now - self._last.sent_at >= PING_SECONDS
+        self._look_at_bound(now)
+        return is_far
 
     def _look_at_bound(self, now: float) -> None:
         if self._bound_room:
