@@ -39,7 +39,7 @@ MORE_SECONDS: Final = 0.005
 MORE_SPANS: Final = 6
 PING_SECONDS: Final = 0.005
 """Time between two PINGs under a bound, and so the size of a batch, which nothing overtakes."""
-QUEUE_SECONDS: Final = 0.020
+QUEUE_SECONDS: Final = 0.030
 """A queue shorter than that is left alone, and one longer is not: loopback and a data centre
 stay below it under any load."""
 SLACK_BYTES: Final = 16 * 1024
@@ -52,6 +52,9 @@ LOOK_SECONDS: Final = 0.1
 """Time between two PINGs while nothing is held back."""
 LOOK_BYTES: Final = 64 * 1024
 """How much is written between two looks at the clock."""
+WATCH_SPAN_SECONDS: Final = 0.050
+"""A span of a watched link, at least. A machine that is short of CPU time is late now and then
+within it and not always, which tells it from a queue."""
 MIN_SPAN_SECONDS: Final = 0.020
 """A rate is what arrives in a round trip, or in this time if that is longer."""
 SPANS_KEPT: Final = 5
@@ -238,7 +241,8 @@ class Flight:
 
     @property
     def _span_seconds(self) -> float:
-        return max(MIN_SPAN_SECONDS, self.round_trip)
+        watched = self.mode is Mode.WATCHED
+        return max(WATCH_SPAN_SECONDS if watched else MIN_SPAN_SECONDS, self.round_trip)
 
     def _begin_span(self, ping: _Ping, now: float) -> None:
         self._mark, self._mark_at = ping, now
