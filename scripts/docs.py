@@ -165,6 +165,7 @@ def _values(key: Key) -> str:
         "host": "a host name or an address",
         "user": "the name of a user",
         "name": "1 to 64 printable characters",
+        "rate": '`"20 Mbit/s"` and such, 64 kbit/s to 1000 Gbit/s, or `"none"`',
         "flag": "`true` or `false`",
         "path": "a whole path, beginning with `/`",
         "flag or path": "`true`, `false` or a whole path",

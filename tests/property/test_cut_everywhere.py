@@ -13,7 +13,7 @@ from tests.support.frame_factory import split_frames
 from tests.support.session_pair import MANY, SessionPair
 from tunneltcp.protocol.errors import GoawayCode
 from tunneltcp.protocol.frames import FrameType
-from tunneltcp.protocol.windows import MAX_WINDOW_BYTES
+from tunneltcp.protocol.windows import MAX_WINDOW_BYTES, USUAL_WINDOW_BYTES
 
 VISITORS = 5
 PIECE = 211
@@ -180,7 +180,7 @@ def test_a_cut_at_every_byte(direction, during_the_pause):
 def test_full_rings_of_16_mib_each_way_are_carried_again():
     """Nobody writes all before reading: each side has more to send than any queue takes."""
     pair = SessionPair(64 << 20, max_streams=16)
-    size = MAX_WINDOW_BYTES
+    size = USUAL_WINDOW_BYTES
     for _ in range(16):
         pair.must_open()
     pair.settle()
@@ -197,6 +197,35 @@ def test_full_rings_of_16_mib_each_way_are_carried_again():
             pair.pump(100_000)
     assert sum(again for _, again in pair.server.resumed) >= 16 * size
     assert sum(again for _, again in pair.client.resumed) >= 16 * size
+    pair.make_willing()
+    pair.end_all()
+    pair.settle()
+    pair.check_complete()
+    pair.check_all_over()
+
+
+def test_a_window_that_grew_to_32_mib_is_cut_and_changes_hands():
+    """Ring and window are as large as they come when link and worker are lost."""
+    pair = SessionPair(64 << 20, max_streams=8)
+    for side in pair.sides:
+        side.let_windows_grow()
+    visit = pair.must_open()
+    pair.make_willing()
+    for _ in range(7):  # each window is used up twice
+        visit.visitor.write(24 << 20)
+        pair.settle()
+    assert pair.client.session.windows.granted_bytes == MAX_WINDOW_BYTES
+    visit.target.appetite = 0
+    visit.visitor.write(40 << 20)
+    pair.settle()
+    assert pair.server.arena.used_bytes == MAX_WINDOW_BYTES
+    assert visit.target.stream.received - visit.target.taken == MAX_WINDOW_BYTES
+
+    pair.cut()
+    pair.die(pair.server)
+    pair.resume()
+    pair.settle()
+    assert pair.server.resumed[-1][1] >= MAX_WINDOW_BYTES
     pair.make_willing()
     pair.end_all()
     pair.settle()

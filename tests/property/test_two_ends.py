@@ -39,9 +39,12 @@ class TwoEnds(RuleBasedStateMachine):
         max_streams=st.sampled_from([2, 6]),
         client_max_streams=st.sampled_from([2, 6]),
         connects=st.booleans(),
+        grows=st.booleans(),
         data=st.data(),
     )
-    def start(self, server, client, first_id, max_streams, client_max_streams, connects, data):
+    def start(
+        self, server, client, first_id, max_streams, client_max_streams, connects, grows, data
+    ):
         self.pair = SessionPair(
             server,
             client_budget_bytes=client,
@@ -50,6 +53,9 @@ class TwoEnds(RuleBasedStateMachine):
             first_id=first_id,
         )
         self.pair.connects_at_once = connects
+        if grows:
+            for side in self.pair.sides:
+                side.let_windows_grow()
         for _ in range(data.draw(st.integers(0, max_streams), label="visitors")):
             self.pair.open()
         if data.draw(st.booleans(), label="all is known of them"):

@@ -379,6 +379,10 @@ class Wire:
 class Side:
     """One side: its session, its memory, and the wire that it writes to."""
 
+    round_trip_seconds = 0.0
+    """What the link is said to have shown: with time that stands still, any window grows that
+    was used up."""
+
     def __init__(
         self, name: str, budget_bytes: int, max_streams: int, *, opens: bool, first_limit: int
     ) -> None:
@@ -413,13 +417,19 @@ class Side:
         return session
 
     def _make_session(self) -> Session:
-        return Session(
+        session = Session(
             self,
             opens=self._opens,
             arena=self.arena,
             table=self.table,
             max_streams=self.max_streams,
         )
+        session.windows.round_trip_seconds = self.round_trip_seconds
+        return session
+
+    def let_windows_grow(self) -> None:
+        """From now on, and in the hands of other workers."""
+        self.round_trip_seconds = self.session.windows.round_trip_seconds = 1.0
 
     def _discard(self, start: int, size: int) -> None:
         """As MADV_REMOVE does: the range reads as zeros."""

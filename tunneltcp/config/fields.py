@@ -37,6 +37,11 @@ _MAX_NAME: Final = 64
 _MAX_PORT: Final = 65_535
 
 _HOST: Final = re.compile(r"[A-Za-z0-9_:%]([A-Za-z0-9._:%-]*[A-Za-z0-9._:%])?")
+_RATE: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?([kMG])(bit|B)/s")
+_RATE_FACTORS: Final = {"k": 10**3, "M": 10**6, "G": 10**9}
+_MIN_RATE: Final = 8_000
+"""Bytes a second (64 kbit/s): below that a life sign would come late."""
+_MAX_RATE: Final = 125_000_000_000
 _USER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}")
 _RANGE: Final = re.compile(r"\s*(\d{1,5})\s*(?:-\s*(\d{1,5})\s*)?")
 
@@ -195,6 +200,25 @@ class Fields:
             return value
         allowed = " or ".join(f'"{choice}"' for choice in choices)
         self.problem(key, f"{shown(value)} is not {allowed}")
+        return default
+
+    def rate(self, key: str, default: int) -> int:
+        """Return bytes a second; 0 for "none"."""
+        value = self.values.get(key)
+        if key not in self.values:
+            return default
+        if value == "none":
+            return 0
+        found = _RATE.fullmatch(value) if isinstance(value, str) else None
+        if found is None:
+            text = 'is not a rate like "20 Mbit/s", "500 kbit/s" or "2.5 MB/s", or "none"'
+            self.problem(key, f"{shown(value)} {text}")
+            return default
+        number, prefix, unit = found.groups()
+        rate = round(float(number) * _RATE_FACTORS[prefix] / (8 if unit == "bit" else 1))
+        if _MIN_RATE <= rate <= _MAX_RATE:
+            return rate
+        self.problem(key, f"{shown(value)} is not between 64 kbit/s and 1000 Gbit/s")
         return default
 
     def user(self, key: str, default: str) -> str:

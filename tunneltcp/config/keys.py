@@ -29,6 +29,7 @@ Kind = Literal[
     "path",
     "flag or path",
     "choice",
+    "rate",
     "addresses",
     "ports",
     "token",

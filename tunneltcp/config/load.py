@@ -273,6 +273,8 @@ def _value(entry: fields.Fields, one: Setting, role: RoleName, default: Any) -> 
             value = entry.path(key.name)
         case "flag or path":
             value = entry.flag_or_path(key.name, default)
+        case "rate":
+            value = entry.rate(key.name, default)
         case "choice":
             value = entry.choice(key.name, default, key.choices)
         case "networks":

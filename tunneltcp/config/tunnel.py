@@ -129,6 +129,19 @@ class TunnelConfig:
             for_all=True,
         ),
     )
+    rate: int = field(
+        default=0,
+        metadata=described(
+            "rate",
+            "rate",
+            """The most that this side sends over the link, such as `"20 Mbit/s"` (kbit/s,
+            Mbit/s, Gbit/s, or kB/s, MB/s, GB/s), shared evenly by the visitors. On the client
+            it limits downloads, on the server uploads: for both set it on both sides.""",
+            default='`"none"`',
+            for_all=True,
+        ),
+    )
+    """Bytes a second; 0: no limit."""
     max_visitors: int = field(
         default=DEFAULT_MAX_VISITORS,
         metadata=described(

@@ -127,5 +127,7 @@ class WorkerContext:
     """When the worker before it died, on the monotonic clock; 0.0: there was none."""
     resume_grace_seconds: float = 60.0
     """How long a session without a link keeps its streams, and its client the port."""
+    rate: int = 0
+    """Bytes a second that it sends over its link at most; 0: no limit."""
     congestion: str = "system"
     """Congestion control of the link; "system": whatever the kernel chooses."""

@@ -295,6 +295,7 @@ class Master:
             resume_grace_seconds=tunnel.resume_grace_seconds,
             idle_ping_seconds=tunnel.idle_ping_seconds,
             congestion=tunnel.congestion,
+            rate=tunnel.rate,
             crash_safe=tunnel.crash_safe,
             max_visitors=tunnel.max_visitors,
             budget_bytes=self._budget,

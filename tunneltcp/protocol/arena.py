@@ -19,8 +19,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from tunneltcp.protocol.frames import MAX_PAYLOAD_BYTES
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -43,14 +41,12 @@ def ring_bytes(word: int) -> int:
 class Ring:
     """A piece of the arena; ``view`` is its memory, ``mask`` maps offsets into it."""
 
-    __slots__ = ("frame_end", "mask", "size", "view", "word")
+    __slots__ = ("mask", "size", "view", "word")
 
     def __init__(self, view: memoryview, word: int) -> None:
         self.view = view
         self.size = len(view)
         self.mask = self.size - 1
-        self.frame_end = min(self.size, MAX_PAYLOAD_BYTES)
-        """What ends here at the latest may be one frame, wherever it begins."""
         self.word = word
 
     def __repr__(self) -> str:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from tunneltcp.protocol.arena import Arena, Ring
     from tunneltcp.protocol.stream import Stream
+    from tunneltcp.protocol.windows import Windows
 
 __all__ = ["BATCH_BYTES", "MAX_ANSWERS", "MAX_BATCH_BUFFERS", "Sender"]
 
@@ -41,6 +42,8 @@ BATCH_BYTES: Final = 512 * 1024
 """Payload handed out at once, about what one ``sendmsg`` takes."""
 MAX_BATCH_BUFFERS: Final = 1000
 """Buffers handed out at once; ``sendmsg`` takes at most 1,024 (IOV_MAX)."""
+MODEST_BYTES: Final = 1400
+"""Who waits with no more than about a packet goes first, while the link is held back."""
 MAX_ANSWERS: Final = 65_536
 """Small answers that may wait (about 6 MB): as many as a peer has streams at most."""
 
@@ -53,11 +56,15 @@ class Sender:
 
     Args:
         arena: Where rings go back to.
+        windows: Who says when the window of a stream grows.
         on_rings_back: Called when rings went back to the arena.
     """
 
-    def __init__(self, arena: Arena, on_rings_back: Callable[[], None]) -> None:
+    def __init__(
+        self, arena: Arena, windows: Windows, on_rings_back: Callable[[], None]
+    ) -> None:
         self._arena = arena
+        self._windows = windows
         self.is_attached = False
         """Whether there is a link; set by the session."""
         self._on_rings_back = on_rings_back
@@ -71,6 +78,10 @@ class Sender:
         self._credits: list[Stream] = []
         self._answers: list[bytes] = []
         self._pong: int | None = None
+        self.room_bytes = BATCH_BYTES
+        """How much the next batch may hold; small frames always go. Set by the driver."""
+        self.frame_bytes = MAX_PAYLOAD_BYTES
+        """The longest payload of DATA, so that nobody waits long for his turn. Set likewise."""
         self.batch_bytes = 0
         """Size of what :meth:`data_to_send` returned last."""
 
@@ -147,7 +158,7 @@ class Sender:
         self._on_rings_back()
 
     def data_to_send(self) -> list[bytes | memoryview]:  # noqa: C901, PLR0912 - hot
-        """Return the next buffers for the link, at most about ``BATCH_BYTES`` of payload.
+        """Return the next buffers for the link, at most about ``room_bytes``.
 
         Everything returned by the call before must have been written by now.
         """
@@ -157,10 +168,15 @@ class Sender:
         if self._answers or self._credits or self._pong is not None:
             self._append_small(out)
         # What is left of the batch, 16 bytes of header for each frame included.
-        left = BATCH_BYTES - sum(map(len, out)) if out else BATCH_BYTES
+        left = room = self.room_bytes
+        if out:
+            left -= sum(map(len, out))
         # The hot path: no calls, no objects but the two buffers of each frame. Numbers are
         # added and multiplied, which is quicker than to shift and combine bits.
         ready = self.ready
+        if room < BATCH_BYTES and len(ready) > 1:
+            self._let_modest_first()
+        longest = self.frame_bytes
         next_stream = ready.popleft
         pack = DATA_HEADER.pack
         while ready and left > 0 and len(out) < MAX_BATCH_BUFFERS:
@@ -182,8 +198,8 @@ class Sender:
                     start = sent & ring.mask
                     size = end - sent
                     stop = start + size
-                    if stop > ring.frame_end:
-                        size = min(size, ring.size - start, MAX_PAYLOAD_BYTES)
+                    if size > longest or stop > ring.size:
+                        size = min(size, ring.size - start, longest)
                         stop = start + size
                     out.append(pack(stream.data_word + size * 256, stream.id_word, sent))
                     out.append(ring.view[start:stop])
@@ -197,9 +213,26 @@ class Sender:
                         left -= self._append_end(stream, out)
                 if left <= 0:
                     break
-        self.batch_bytes = BATCH_BYTES - left
+        self.batch_bytes = room - left
         self.is_unwritten = bool(out)
         return out
+
+    def _let_modest_first(self) -> None:
+        """A keystroke goes before the downloads; they keep half of the batch."""
+        ready = self.ready
+        share = self.room_bytes // 2
+        modest, others = [], []
+        for stream in ready:
+            size = stream.head - stream.sent + HEADER_BYTES
+            if size <= MODEST_BYTES and size <= share:
+                share -= size
+                modest.append(stream)
+            else:
+                others.append(stream)
+        if modest and others:
+            ready.clear()
+            ready.extend(modest)
+            ready.extend(others)
 
     def state_frame(self, stream: Stream) -> bytes:
         """Return the STATE of a stream; it replaces a CREDIT that is due."""
@@ -215,6 +248,8 @@ class Sender:
     def _credit_frame(self, stream: Stream, word: int) -> bytes:
         stream.credit_due = False
         delivered = stream.delivered
+        if delivered >= stream.grow_at:
+            self._windows.note_used(stream, delivered)
         stream.credit_at = delivered + stream.credit_step
         if stream.owe_at:
             stream.owe_at = stream.credit_at

@@ -104,7 +104,7 @@ class Session:
         self.goaway_frame: bytes | None = None
         """What a draining side says at the beginning of each link."""
         self.peer_leaves = False
-        self.sender = Sender(arena, self.feed_starved)
+        self.sender = Sender(arena, self.windows, self.feed_starved)
         self.glitches = Glitches(self)
         self.receiver = Receiver(self)
         self.receive = self.receiver.receive

@@ -78,6 +78,7 @@ class Stream:
         "fin_sent",
         "free_to",
         "granted",
+        "grow_at",
         "has_end",
         "head",
         "id",
@@ -103,6 +104,7 @@ class Stream:
         "session",
         "waiting",
         "window",
+        "window_since",
         "words",
     )
 
@@ -135,9 +137,7 @@ class Stream:
         self.queued = False
         """Waits for its turn to send; or may not send at all now, and is in no line."""
         # The sending half.
-        self.head = 0
-        self.sent = 0
-        self.acked = 0
+        self.head = self.sent = self.acked = 0
         self.limit = limit
         self.ring: Ring | None = None
         self.free_to = 0
@@ -154,8 +154,10 @@ class Stream:
         self.waiting = 0
         """How much of that the endpoint still keeps."""
         self.granted = granted
-        self.window = window
-        self.credit_step = min(window // 4, MAX_UNREPORTED_BYTES)
+        self.set_window(window)
+        self.grow_at = 0
+        """When this much is delivered, the window was used up once since ``window_since``."""
+        self.window_since = -1e9
         self.credit_at = self.credit_step
         """CREDIT is due when this much was delivered."""
         self.credit_due = False
@@ -187,6 +189,11 @@ class Stream:
             self.send: Callable[[memoryview], int] = take_nothing
             """The endpoint's short cut, set by it: tried first with whatever comes. What it
             does not take, or fails to with an OSError, is delivered to the endpoint."""
+
+    def set_window(self, window: int) -> None:
+        """The next CREDIT grants so many bytes beyond what was delivered."""
+        self.window = window
+        self.credit_step = min(window // 4, MAX_UNREPORTED_BYTES)
 
     @property
     def delivered(self) -> int:

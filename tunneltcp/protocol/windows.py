@@ -1,22 +1,45 @@
 """How much each stream may be sent: windows dealt from one budget (design record 0003).
 
-While less than half of the budget is granted, everybody gets the most. Then the least is set
-aside for each stream that may still come, and a new one gets a sixteenth of what is left over:
-a gentle decline in which everybody fits. The sum of all windows never passes the budget.
+While less than half of the budget is granted, every new stream gets the usual window. Then the
+least is set aside for each stream that may still come, and a new one gets a sixteenth of what
+is left over: a gentle decline in which everybody fits. A window that was used up within two
+round trips is what holds its stream back: it doubles, as far as the budget has room beyond what
+is set aside. The sum of all windows never passes the budget.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-__all__ = ["FIRST_WINDOW_BYTES", "MAX_WINDOW_BYTES", "MIN_WINDOW_BYTES", "Windows"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-MAX_WINDOW_BYTES: Final = 1024 * 1024
-"""Window of a stream while memory is plenty."""
+    from tunneltcp.protocol.stream import Stream
+
+__all__ = [
+    "FIRST_WINDOW_BYTES",
+    "MAX_WINDOW_BYTES",
+    "MIN_WINDOW_BYTES",
+    "USUAL_WINDOW_BYTES",
+    "Windows",
+]
+
+MAX_WINDOW_BYTES: Final = 32 * 1024 * 1024
+"""Where windows stop growing: 1 Gbit/s over 250 ms."""
+USUAL_WINDOW_BYTES: Final = 1024 * 1024
+"""Window of a new stream while memory is plenty."""
 MIN_WINDOW_BYTES: Final = 16 * 1024
 """Window of a stream when memory is short: never less."""
 FIRST_WINDOW_BYTES: Final = 32 * 1024
 """What a server may send on a stream before the first CREDIT (PROTOCOL.md §4.1)."""
+
+FAST_ROUND_TRIPS: Final = 2
+"""A window that lasts no longer than this grows; so it ends at two to four times what is on its
+way, which leaves room for a round trip that a queue makes longer."""
+
+
+def _no_time() -> float:
+    return 0.0
 
 
 class Windows:
@@ -37,25 +60,55 @@ class Windows:
         """How many windows were ever dealt."""
         self.granted_bytes = 0
         """Sum of the windows: what may be granted and not delivered at any time."""
+        self.clock: Callable[[], float] = _no_time
+        """The time in seconds; who drives the link sets it."""
+        self.round_trip_seconds = 0.0
+        """The smallest that the link has shown; 0: not known yet, and no window grows."""
 
     def take(self) -> int | None:
         """Return the window of a new stream in bytes; None if there is no room for one."""
         left = self._budget - self.granted_bytes
-        more_to_come = self._max_streams - self._streams
-        if left < self._least or more_to_come <= 0:
+        if left < self._least or self._streams >= self._max_streams:
             return None
-        spare = left - more_to_come * self._least
         if self.granted_bytes * 2 >= self._budget:
-            window = spare // 16
-        elif self._max_streams * self._least <= self._budget:
-            window = self._least + spare
-        else:  # not everybody can fit anyway
+            window = self._spare() // 16
+        elif self._everybody_fits:
+            window = self._least + self._spare()
+        else:
             window = left // 2
-        window = max(self._least, min(MAX_WINDOW_BYTES, window))
+        window = max(self._least, min(USUAL_WINDOW_BYTES, window))
         self.granted_bytes += window
         self._streams += 1
         self.dealt += 1
         return window
+
+    @property
+    def _everybody_fits(self) -> bool:
+        return self._max_streams * self._least <= self._budget
+
+    def _spare(self) -> int:
+        """What is left when the least is set aside for each stream that may still come."""
+        more_to_come = self._max_streams - self._streams
+        return self._budget - self.granted_bytes - more_to_come * self._least
+
+    def note_used(self, stream: Stream, delivered: int) -> None:
+        """The window that this stream had when it was last noted is used up: does it grow?"""
+        now = self.clock()
+        fast = FAST_ROUND_TRIPS * self.round_trip_seconds
+        if fast and now - stream.window_since <= fast:
+            stream.set_window(stream.window + self._take_more(stream.window))
+        stream.window_since = now
+        stream.grow_at = delivered + stream.window
+
+    def _take_more(self, window: int) -> int:
+        """Take what this window grows by: as much again, or what there is."""
+        left = self._budget - self.granted_bytes
+        more = min(window, MAX_WINDOW_BYTES - window)
+        if self.granted_bytes * 2 >= self._budget:
+            more = min(more, left // 4 - window)
+        more = max(0, min(more, self._spare() if self._everybody_fits else left // 2))
+        self.granted_bytes += more
+        return more
 
     def give(self, window: int) -> None:
         """A stream with this window is over."""

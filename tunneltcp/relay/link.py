@@ -5,7 +5,9 @@ Theory of operation
 What comes is received into one large buffer, which the session works through in place.
 What is to go is asked from the session once per turn of the loop and written with one
 ``sendmsg``; what the kernel would not take waits here, and nothing more is asked for until
-it is gone, so the queue in front of a new frame stays short. Reading never waits for
+it is gone, so the queue in front of a new frame stays short. How much may be on its way is
+``protocol/flight.py``'s to say: at its bound no DATA is asked for, and the next PONG, or its
+absence, goes on. Reading never waits for
 writing. The session is the owner's and outlives the link: who makes a link calls
 ``session.begin`` or ``session.resume`` before :meth:`Link.start`; a link that ends detaches it.
 """
@@ -16,8 +18,12 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from tunneltcp.net.loop import READ, WRITE
 from tunneltcp.net.sockopt import gather_send
+from tunneltcp.protocol.bucket import Bucket
 from tunneltcp.protocol.errors import GoawayCode, RemoteProtocolError
+from tunneltcp.protocol.flight import PING_SECONDS, Flight
+from tunneltcp.protocol.frames import MAX_PAYLOAD_BYTES
 from tunneltcp.protocol.liveness import Liveness, Verdict
+from tunneltcp.protocol.sender import BATCH_BYTES
 from tunneltcp.protocol.session import SWEEP_SECONDS
 
 if TYPE_CHECKING:
@@ -34,6 +40,9 @@ BATCHES_PER_TURN: Final = 4
 JOIN_BYTES: Final = 64 * 1024
 """Batches up to this size are written as one piece: copying it costs less than handing the
 kernel a hundred small ones (3 % of a request)."""
+MIN_FRAME_BYTES: Final = 1024
+FRAMES_PER_BATCH: Final = 4
+"""On a link that is held back, so that as many streams as that get a turn in each batch."""
 RTT_SECONDS: Final = 10.0
 """A link that is never silent gets a PING this often all the same: its round trip is shown."""
 _NOTHING: Final[list[bytes | memoryview]] = []
@@ -79,6 +88,7 @@ class Link:
         *,
         peer: str,
         idle_ping_seconds: float,
+        rate: int = 0,
     ) -> None:
         self._loop = loop
         self._transport = transport
@@ -95,13 +105,20 @@ class Link:
         self.rtt_seconds = 0.0
         self.session = session
         session.handler = self
+        session.windows.clock = lambda: loop.now
+        session.windows.round_trip_seconds = 0.0
         self.ends_session = False
         """Whether the session is over with this link: it broke, or a side said GOAWAY."""
         self._liveness = Liveness(idle_ping_seconds, loop.now)
         self._life_timer: Timer | None = None
         self._sweeping = False
         self._measured = loop.now
-        self._pings: dict[int, float] = {}
+        self._last_ping = 0
+        self._asked = 0
+        """The PING that the owner waits for; 0: none."""
+        self._flight = Flight(loop.now, Bucket(rate, loop.now) if rate else None)
+        self._waits = False
+        """Whether it is waited until the limit has room again."""
 
     def fileno(self) -> int:
         """The descriptor of its connection."""
@@ -175,10 +192,11 @@ class Link:
 
     # -------------------------------------------------------------------- sending
 
-    def flush(self) -> None:
+    def flush(self) -> None:  # noqa: C901 - the hot path
         """Write what the session has, as far as the kernel takes it."""
         session = self.session
         sender = session.sender
+        flight = self._flight
         batches = BATCHES_PER_TURN
         wanted = True
         while batches:
@@ -187,11 +205,16 @@ class Link:
             if pending:
                 size = sum(map(len, pending))
             else:
+                if flight.written >= flight.look_at:
+                    self._look()
                 pending = session.data_to_send()
                 size = sender.batch_bytes
                 if not size:
-                    wanted = sender.has_output
+                    wanted = sender.has_output and sender.room_bytes > 0
+                    if not wanted and flight.bucket is not None:
+                        self._wait_for_room()
                     break
+                flight.written += size
             try:
                 if size <= JOIN_BYTES:
                     pending = [b"".join(pending)]
@@ -214,6 +237,26 @@ class Link:
         if wanted != self._writing:
             self._writing = wanted
             self._loop.modify(self._fd, READ | WRITE if wanted else READ, self.on_events)
+
+    def _look(self) -> None:
+        """How much may go out now, and is a PING due in front of it?"""
+        flight, sender = self._flight, self.session.sender
+        if flight.look(self._loop.now):
+            self._send_ping()
+        spacing = flight.spacing
+        sender.room_bytes = min(BATCH_BYTES, flight.room, spacing)
+        frame_bytes = max(MIN_FRAME_BYTES, spacing // FRAMES_PER_BATCH)
+        sender.frame_bytes = min(MAX_PAYLOAD_BYTES, frame_bytes)
+
+    def _wait_for_room(self) -> None:
+        if not self._waits:
+            self._waits = True
+            self._loop.call_later(PING_SECONDS, self._on_room)
+
+    def _on_room(self) -> None:
+        self._waits = False
+        if self.is_open and not self._writing:
+            self.flush()
 
     def end_turn(self) -> None:
         """At the end of each turn of the loop: write once for all that happened."""
@@ -243,10 +286,15 @@ class Link:
 
     def ping(self) -> None:
         """Send a PING, whatever came lately."""
-        now = self._measured = self._loop.now
-        value = int(now * 1e6)
-        self._pings = {value: now}
+        self._measured = self._loop.now
+        self._asked = self._send_ping()
+
+    def _send_ping(self) -> int:
+        now = self._loop.now
+        value = self._last_ping = max(self._last_ping + 1, int(now * 1e6))
+        self._flight.note_ping(value, now)
         self.session.ping(value)
+        return value
 
     def _set_life_timer(self) -> None:
         if self._life_timer is not None:
@@ -280,9 +328,13 @@ class Link:
 
     def on_pong(self, value: int) -> None:
         """Measure the round trip, and pass it on."""
-        sent = self._pings.pop(value, None)
-        if sent is not None:
-            self.rtt_seconds = self._loop.now - sent
+        trip = self._flight.note_pong(value, self._loop.now)
+        if trip is None:
+            return
+        self.session.windows.round_trip_seconds = self._flight.round_trip
+        if 0 < self._asked <= value:  # of several PINGs that wait, only the last is answered
+            self._asked = 0
+            self.rtt_seconds = trip
             self._owner.on_answer(self)
 
     def on_goaway(self, code: int) -> None:

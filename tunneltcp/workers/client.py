@@ -248,6 +248,7 @@ class ClientWorker(Worker):
             self.buffer,
             peer=attempt.where,
             idle_ping_seconds=self.context.idle_ping_seconds,
+            rate=self.context.rate,
         )
         if welcome.resumed and welcome.session == attempt.session:
             self.session.resume()

@@ -330,6 +330,7 @@ class ServerWorker(Worker):
             self.buffer,
             peer=claim.address,
             idle_ping_seconds=self.context.idle_ping_seconds,
+            rate=self.context.rate,
         )
         if resumed:
             self.session.resume(hello.window)

@@ -354,6 +354,50 @@ class TestTls:
         assert problems(f"{{{self.TUNNELS}, {more}}}", role) == [expected]
 
 
+class TestRate:
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("20 Mbit/s", 2_500_000),
+            ("20Mbit/s", 2_500_000),
+            ("500 kbit/s", 62_500),
+            ("2.5 MB/s", 2_500_000),
+            ("1 Gbit/s", 125_000_000),
+            ("64 kbit/s", 8_000),
+            ("none", 0),
+        ],
+    )
+    def test_is_read(self, text, expected):
+        document = {"ports": 60001, "rate": text}
+        assert build_config(document, "server").tunnels[0].rate == expected
+
+    def test_there_is_none_by_default(self):
+        assert build_config({"ports": 60001}, "server").tunnels[0].rate == 0
+
+    def test_a_tunnel_may_have_its_own(self):
+        ports = [{"remote_port": 60001, "rate": "none"}, {"remote_port": 60002}]
+        config = build_config({"tunnels": ports, "rate": "1 MB/s"}, "server")
+        assert [tunnel.rate for tunnel in config.tunnels] == [0, 1_000_000]
+
+    @pytest.mark.parametrize(
+        "wrong",
+        ["20", "20 Mb/s", "20 mbit/s", "20 Mbit", "-1 Mbit/s", "1e3 Mbit/s", "", "20\nMbit/s"],
+    )
+    def test_what_is_not_plain_is_refused(self, wrong):
+        found = problems(f'{{"ports": 60001, "rate": {json.dumps(wrong)}}}', "server")
+        assert len(found) == 1
+        assert 'is not a rate like "20 Mbit/s"' in found[0]
+
+    @pytest.mark.parametrize("wrong", ["5 kbit/s", "2000 Gbit/s", "0 Mbit/s"])
+    def test_it_has_bounds(self, wrong):
+        found = problems(f'{{"ports": 60001, "rate": "{wrong}"}}', "server")
+        assert found == [f"rate: '{wrong}' is not between 64 kbit/s and 1000 Gbit/s"]
+
+    @pytest.mark.parametrize("wrong", ["20", "null", "[]", "true"])
+    def test_it_is_a_text(self, wrong):
+        assert len(problems(f'{{"ports": 60001, "rate": {wrong}}}', "server")) == 1
+
+
 class TestUser:
     def test_is_a_name(self):
         document = {"ports": 60001, "user": "tunneltcp"}

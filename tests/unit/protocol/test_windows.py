@@ -12,6 +12,7 @@ from tunneltcp.protocol.windows import (
     FIRST_WINDOW_BYTES,
     MAX_WINDOW_BYTES,
     MIN_WINDOW_BYTES,
+    USUAL_WINDOW_BYTES,
     Windows,
 )
 
@@ -27,7 +28,8 @@ def take_all(windows):
 
 
 def test_sizes():
-    assert MAX_WINDOW_BYTES == MIB
+    assert USUAL_WINDOW_BYTES == MIB
+    assert MAX_WINDOW_BYTES == 32 * MIB
     assert MIN_WINDOW_BYTES == 16 * K
     assert FIRST_WINDOW_BYTES == 32 * K
 
@@ -57,26 +59,119 @@ def test_the_budget_wins_over_the_number_of_streams():
     assert taken == [MIB, MIB] + [16 * K] * 128
 
 
+class Holder:
+    """As much of a stream as the windows see; ``delivered`` is all that it was allowed."""
+
+    def __init__(self, windows: Windows, window: int) -> None:
+        self.windows = windows
+        self.window = window
+        self.window_since = -1e9
+        self.grow_at = 0
+
+    def set_window(self, window: int) -> None:
+        self.window = window
+
+    def use_up(self) -> int:
+        """All of it was delivered; return what the window is then."""
+        self.windows.note_used(self, self.grow_at)
+        return self.window
+
+
+def growing(budget: int, most: int, *, trip: float = 0.1, least: int = 32 * K):
+    """Windows on a clock that the test moves: ``clock[0]``."""
+    windows, clock = Windows(budget, most, least), [100.0]
+    windows.clock = lambda: clock[0]
+    windows.round_trip_seconds = trip
+    return windows, clock
+
+
+def holder(windows: Windows) -> Holder:
+    window = windows.take()
+    assert window is not None
+    found = Holder(windows, window)
+    found.use_up()  # its time begins with the first CREDIT
+    return found
+
+
 @given(
-    st.integers(0, 8 * MIB),
+    st.integers(0, 40 * MIB),
     st.integers(0, 300),
     st.sampled_from([16 * K, 32 * K]),
-    st.lists(st.integers(0, 400), max_size=100),
+    st.lists(st.tuples(st.booleans(), st.integers(0, 400)), max_size=100),
 )
 def test_the_books_balance(budget, most, least, choices):
-    windows = Windows(budget, most, least)
-    held: list[int] = []
-    for choice in choices:
-        if choice < len(held):
-            windows.give(held.pop(choice))
+    """Whatever is taken, grows and is given back; and who comes next finds the least."""
+    windows, _ = growing(budget, most, least=least)
+    held: list[Holder] = []
+    for grows, choice in choices:
+        total = sum(one.window for one in held)
+        if grows and held:
+            before = held[choice % len(held)].window
+            assert before <= held[choice % len(held)].use_up() <= max(before, MAX_WINDOW_BYTES)
+        elif choice < len(held):
+            windows.give(held.pop(choice).window)
         else:
             window = windows.take()
-            assert (window is None) == (sum(held) + least > budget or len(held) >= most)
+            assert (window is None) == (total + least > budget or len(held) >= most)
             if window is not None:
-                assert least <= window <= MAX_WINDOW_BYTES
-                held.append(window)
-        assert windows.granted_bytes == sum(held) <= budget
+                assert least <= window <= USUAL_WINDOW_BYTES
+                held.append(Holder(windows, window))
+        total = sum(one.window for one in held)
+        assert windows.granted_bytes == total <= budget
         assert len(held) <= most
+        if most * least <= budget:
+            assert budget - total >= (most - len(held)) * least
+    for one in held:
+        windows.give(one.window)
+    assert windows.granted_bytes == 0
+
+
+def test_a_window_used_up_within_two_round_trips_doubles():
+    windows, clock = growing(256 * MIB, 8)
+    stream = holder(windows)
+    for expected in (2, 4, 8, 16, 32, 32):
+        clock[0] += 0.19
+        assert stream.use_up() == expected * MIB
+    assert stream.grow_at == (1 + 2 + 4 + 8 + 16 + 32 + 32) * MIB
+    windows.give(stream.window)
+    assert windows.granted_bytes == 0
+
+
+def test_one_that_lasts_longer_does_not_grow():
+    windows, clock = growing(256 * MIB, 8)
+    stream = holder(windows)
+    for _ in range(5):
+        clock[0] += 0.201
+        assert stream.use_up() == MIB
+
+
+def test_nothing_grows_before_the_round_trip_is_known():
+    windows, clock = growing(256 * MIB, 8, trip=0.0)
+    stream = holder(windows)
+    clock[0] += 1e-6
+    assert stream.use_up() == MIB
+
+
+def test_the_default_budget_carries_a_gigabit_over_200_ms():
+    """64 MiB, 1,024 visitors, and one that says little beside the one that downloads."""
+    for least in (16 * K, 32 * K):
+        windows, _ = growing(64 * MIB, 1024, least=least)
+        holder(windows)
+        stream = holder(windows)
+        for _ in range(6):
+            stream.use_up()
+        assert stream.window > 1e9 / 8 * 0.2
+
+
+def test_over_half_of_the_budget_no_window_grows_beyond_a_quarter_of_the_rest():
+    windows, _ = growing(64 * MIB, 64)
+    first, second = holder(windows), holder(windows)
+    for _ in range(6):
+        first.use_up()
+    assert first.window == 32 * MIB
+    for _ in range(4):
+        second.use_up()
+    assert second.window == 64 * MIB // 8 - MIB  # 31 MiB were left when it was at 4: 7.75
 
 
 @pytest.mark.parametrize(

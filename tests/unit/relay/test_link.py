@@ -18,6 +18,7 @@ from tests.support.pattern import pattern
 from tunneltcp.net.loop import Loop
 from tunneltcp.protocol.arena import Arena
 from tunneltcp.protocol.errors import GoawayCode, ResetCode
+from tunneltcp.protocol.flight import Flight, Mode
 from tunneltcp.protocol.frames import FrameType
 from tunneltcp.protocol.session import SWEEP_SECONDS, Session
 from tunneltcp.protocol.table import StreamTable
@@ -79,7 +80,7 @@ class Bench:
     """A link on its loop; the far end is ``raw`` or, with ``play_session``, a session."""
 
     def __init__(
-        self, *, opens: bool = True, idle_ping: float = 2.0, rest: bytes = b""
+        self, *, opens: bool = True, idle_ping: float = 2.0, rest: bytes = b"", rate: int = 0
     ) -> None:
         self.clock = FakeClock()
         self.stepper = LoopStepper(self.clock)
@@ -110,6 +111,7 @@ class Bench:
             receive_buffer(),
             peer="far:1",
             idle_ping_seconds=idle_ping,
+            rate=rate,
         )
         self.loop.on_turn = self.link.end_turn
         self.link.start(rest)
@@ -303,6 +305,98 @@ class TestSystemCalls:
         endpoint.write(bytes(LONG))
         bench.until(lambda: handler.endpoints and len(handler.endpoints[0].received) == LONG)
         bench.settle()
+        assert not spins(bench.loop)
+
+
+class TestHeldBack:
+    """What the bound and the limit do to a link; what they are is test_flight's."""
+
+    def bound(self, bench, size: int) -> Flight:
+        flight = bench.link._flight
+        flight.mode, flight.bound, flight.spacing = Mode.BOUND, size, 4096
+        flight.look_at = flight.written
+        return flight
+
+    def test_at_the_bound_no_data_goes_and_all_else_does(self, bench):
+        endpoint = bench.announced()
+        flight = self.bound(bench, 100_000)
+        endpoint.write(pattern(1, 0, 500_000))
+        bench.settle()
+        stream_id = endpoint.stream.id
+        before = bench.raw.data(stream_id)
+        assert 90_000 <= len(before) <= 104_096
+        assert not flight.room
+        assert not spins(bench.loop)
+
+        bench.raw.send(FrameType.PING, 0, 77)
+        bench.raw.send(FrameType.DATA, stream_id, 0, bytes(70_000))
+        bench.settle()
+        assert [frame.value for frame in bench.raw.of(FrameType.PONG)] == [77]
+        assert [frame.value for frame in bench.raw.of(FrameType.CREDIT)] == [70_000]
+        assert bench.raw.data(stream_id) == before
+
+        bench.raw.send(FrameType.PONG, 0, bench.raw.of(FrameType.PING)[-1].value)
+        bench.settle()
+        assert len(bench.raw.data(stream_id)) > len(before) + 80_000
+
+    def test_answers_carry_all_of_it_in_order(self, bench):
+        self.bound(bench, 50_000)
+        bench.raw.answers_pings = True
+        endpoint = bench.announced()
+        endpoint.write(pattern(1, 0, 900_000))
+        bench.until(lambda: len(bench.raw.data(endpoint.stream.id)) == 900_000)
+        assert bench.raw.data(endpoint.stream.id) == pattern(1, 0, 900_000)
+
+    def test_a_keystroke_goes_before_downloads(self, bench):
+        busy = [bench.announced() for _ in range(4)]
+        modest = bench.open()
+        bench.settle()
+        self.bound(bench, 30_000)
+        for endpoint in busy:
+            endpoint.write(bytes(200_000))
+        bench.settle()
+        modest.write(b"x")
+        seen = len(bench.raw.of(FrameType.DATA))
+        bench.settle()
+        assert len(bench.raw.of(FrameType.DATA)) == seen
+        bench.raw.send(FrameType.PONG, 0, bench.raw.of(FrameType.PING)[-1].value)
+        bench.settle()
+        first = bench.raw.of(FrameType.DATA)[seen]
+        assert (first.stream_id, first.payload) == (modest.stream.id, b"x")
+
+    def test_the_next_link_begins_free(self, bench):
+        """What the last one set in the session is not its."""
+        endpoint = bench.announced()
+        sender = bench.link.session.sender
+        sender.room_bytes, sender.frame_bytes = 0, 1
+        link = Link(
+            bench.loop,
+            bench.sock,
+            bench.owner,
+            bench.link.session,
+            receive_buffer(),
+            peer="far:1",
+            idle_ping_seconds=2.0,
+        )
+        bench.loop.on_turn = link.end_turn
+        endpoint.write(bytes(10_000))
+        bench.settle()
+        assert len(bench.raw.data(endpoint.stream.id)) == 10_000
+        bench.loop.on_turn = bench.link.end_turn
+
+    def test_a_rate_is_kept_and_shared(self, make):
+        """200 kB/s by the clock of the test, over a real connection."""
+        bench = make(rate=200_000)
+        bench.raw.answers_pings = True
+        mine = [bench.announced() for _ in range(2)]
+        for seed, endpoint in enumerate(mine):
+            endpoint.write(pattern(seed, 0, 900_000))
+        bench.pass_time(3, step=0.005)
+        came = [bench.raw.data(endpoint.stream.id) for endpoint in mine]
+        for seed, data in enumerate(came):
+            assert data == pattern(seed, 0, len(data))
+        assert sum(map(len, came)) == pytest.approx(600_000, rel=0.05)
+        assert len(came[0]) == pytest.approx(len(came[1]), abs=10_000)
         assert not spins(bench.loop)
 
 

@@ -1,0 +1,253 @@
+"""What is on its way: a path is simulated, millisecond by millisecond."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunneltcp.protocol.flight import (
+    IDLE_SECONDS,
+    LOOK_BYTES,
+    LOOK_SECONDS,
+    NEVER,
+    PAUSE_SECONDS,
+    SLACK_BYTES,
+    Flight,
+    Mode,
+)
+
+STEP = 0.001
+MBIT = 1e6 / 8
+
+
+class Path:
+    """A line with one queue, and who writes to it as fast as he may.
+
+    Args:
+        mbit: What it carries.
+        rtt: Seconds there and back, when its queue is empty.
+        holds: Bytes that the kernel and the queue take.
+    """
+
+    def __init__(self, mbit: float, rtt: float, holds: float = 5e6) -> None:
+        self.rate, self.rtt, self.holds = mbit * MBIT, rtt, holds
+        self.now = 1000.0
+        self.flight = Flight(self.now)
+        self.served = 0.0
+        self.others_seconds = 0.0
+        """What stands in the queue that is not ours."""
+        self.answers = True
+        self.wants = True
+        """Whether there is something to write."""
+        self.pings: deque[tuple[int, int]] = deque()
+        self.pongs: deque[tuple[float, int]] = deque()
+        self.sent_pings = 0
+        self.queues: list[float] = []
+        self.ping()
+
+    def ping(self) -> None:
+        self.sent_pings += 1
+        self.flight.note_ping(self.sent_pings, self.now)
+        self.pings.append((self.flight.written, self.sent_pings))
+
+    @property
+    def waiting(self) -> float:
+        return self.flight.written - self.served
+
+    def run(self, seconds: float) -> float:
+        """Go on; return the share of the path that was used."""
+        before, self.queues = self.served, []
+        for _ in range(round(seconds / STEP)):
+            self.step()
+        return (self.served - before) / (self.rate * seconds)
+
+    def step(self) -> None:
+        self.now += STEP
+        self.served = min(self.flight.written, self.served + self.rate * STEP)
+        while self.pings and self.pings[0][0] <= self.served:
+            due = self.now + self.rtt + self.others_seconds
+            self.pongs.append((due, self.pings.popleft()[1]))
+        while self.pongs and self.pongs[0][0] <= self.now:
+            _, value = self.pongs.popleft()
+            if self.answers:
+                self.flight.note_pong(value, self.now)
+        if self.wants:
+            self.write()
+        self.queues.append(self.waiting / self.rate)
+
+    def write(self) -> None:
+        """As a link does: batches, with a PING in front where one is due."""
+        flight = self.flight
+        for _ in range(100):
+            if self.waiting >= self.holds:
+                return
+            if flight.written >= flight.look_at and flight.look(self.now):
+                self.ping()
+            size = min(flight.room, flight.spacing, 65_536)
+            if size <= 0:
+                return
+            flight.written += size
+
+
+@pytest.mark.parametrize("rtt", [0.001, 0.02, 0.1, 0.2])
+@pytest.mark.parametrize("mbit", [2, 20, 100, 1000])
+def test_a_deep_queue_stays_nearly_empty_and_the_path_full(mbit, rtt):
+    path = Path(mbit, rtt, holds=mbit * MBIT * 0.5 + 500_000)
+    path.run(2 + 5 * rtt + 3 * path.holds / path.rate)  # what went out before has to leave
+
+    assert path.run(1) > 0.97
+    slack = SLACK_BYTES / path.rate
+    assert max(path.queues) < max(0.025, rtt / 4) + 2 * slack
+    assert path.flight.mode is Mode.BOUND
+
+
+@pytest.mark.parametrize("rtt", [0.0002, 0.05])
+def test_a_short_queue_is_left_alone(rtt):
+    """Loopback and a data centre: no bound, and ten PINGs a second at most."""
+    path = Path(1000, rtt, holds=1000 * MBIT * 0.015)
+
+    assert path.run(2) > 0.97
+    assert path.flight.mode is Mode.FREE
+    assert (path.flight.room, path.flight.spacing) == (NEVER, NEVER)
+    assert path.sent_pings <= 2 + 2 / LOOK_SECONDS
+
+
+def bound_path(mbit=100.0, rtt=0.02) -> Path:
+    path = Path(mbit, rtt)
+    path.run(2)
+    assert path.flight.mode is Mode.BOUND
+    return path
+
+
+@pytest.mark.parametrize("factor", [0.3, 3])
+def test_another_rate_is_found_out(factor):
+    path = bound_path()
+    path.rate *= factor
+    path.run(2)
+
+    assert path.run(1) > 0.95
+    assert max(path.queues) < 0.03
+
+
+@pytest.mark.parametrize("more", [0.012, 0.018, 0.04, 0.3])
+def test_a_longer_route_is_found_out(more):
+    path = bound_path()
+    path.rtt += more
+    path.run(5)
+
+    assert path.run(8) > 0.8, "at worst it looks again in the middle of it"
+
+
+def test_a_queue_that_others_fill_is_no_reason_to_send_less():
+    path = bound_path()
+    path.others_seconds = 0.3
+    path.run(5)
+
+    assert path.run(4) > 0.95
+    assert path.flight.mode is Mode.FREE
+    path.others_seconds = 0.0
+    path.run(2 * PAUSE_SECONDS)
+    path.run(4)
+    assert path.flight.mode is Mode.BOUND
+    assert max(path.queues) < 0.04
+
+
+def test_who_answers_no_ping_is_not_held_back():
+    path = bound_path()
+    path.answers = False
+    path.run(3)
+
+    assert path.flight.mode is Mode.FREE
+    assert path.run(1) > 0.99
+
+
+def test_a_pause_of_the_visitors_changes_nothing():
+    path = bound_path()
+    bound = path.flight.bound
+    path.wants = False
+    path.run(IDLE_SECONDS / 2)
+    for _ in range(50):  # a keystroke now and then
+        path.flight.written += 40
+        path.flight.look(path.now)
+        path.run(0.02)
+    assert path.flight.bound == pytest.approx(bound, rel=0.2)
+    path.wants = True
+    path.run(0.1)
+    assert path.run(0.5) > 0.97
+
+
+def test_a_bound_that_nobody_meets_is_forgotten():
+    path = bound_path()
+    path.wants = False
+    path.run(IDLE_SECONDS + 1)
+    path.flight.look(path.now)
+    assert path.flight.mode is Mode.FREE
+
+
+def test_with_the_other_direction_full_too():
+    """Both ends leave a little standing; a PONG meets the queue of the other."""
+    path = bound_path()
+    path.others_seconds = 0.012
+    path.run(3)
+    assert path.run(3) > 0.8
+    assert max(path.queues) < 0.03
+
+
+def test_pings_are_few_against_what_is_carried():
+    """A peer bears one frame that says nothing for each KiB (PROTOCOL.md §9)."""
+    path = Path(2, 0.02, holds=300_000)
+    path.run(6)
+    assert path.flight.mode is Mode.BOUND
+    pings, written = path.sent_pings, path.flight.written
+    path.run(2)
+    assert path.sent_pings - pings <= (path.flight.written - written) / 1024
+
+
+def test_only_answers_to_our_pings_count():
+    flight = Flight(0.0)
+    assert flight.note_pong(1, 1.0) is None
+    flight.note_ping(5, 1.0)
+    flight.note_ping(8, 1.5)
+    assert flight.note_pong(4, 2.0) is None
+    assert flight.note_pong(9, 2.0) is None
+    assert flight.note_pong(8, 2.0) == 0.5, "which answers the one before, too"
+    assert flight.note_pong(5, 2.0) is None
+    assert flight.round_trip == 0.5
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["write", "pong", "skip"]),
+            st.floats(0, 0.5),
+            st.integers(1, LOOK_BYTES),
+        ),
+        max_size=200,
+    )
+)
+def test_nobody_is_ever_stopped_for_good(steps):
+    """Whatever comes: there is room, or a PING is out whose answer or absence makes some."""
+    flight, now, value = Flight(0.0), 0.0, 0
+    out: list[int] = []
+    for what, seconds, size in steps:
+        now += seconds
+        if what == "write":
+            if flight.written >= flight.look_at and flight.look(now):
+                value += 1
+                flight.note_ping(value, now)
+                out.append(value)
+            flight.written += max(0, min(size, flight.room, flight.spacing))
+        elif what == "pong" and out:
+            flight.note_pong(out.pop(0), now)
+        assert flight.bound >= SLACK_BYTES
+        assert flight.spacing <= flight.bound
+    for one in out:
+        now += 0.01
+        flight.note_pong(one, now)
+    if not flight.room and flight.look(now):
+        flight.note_ping(value + 1, now)
+        flight.note_pong(value + 1, now + 0.01)
+    assert flight.room > 0
