@@ -665,6 +665,8 @@ class SessionPair:
         self._server_session = self._client_session = 1
         self.visits: list[Visit] = []
         self.connects_at_once = True
+        self._appetite = 0
+        """Of targets still to come."""
         self.refuses = False
         """Whether targets refuse, in the very call that tells of the visitor."""
 
@@ -699,6 +701,7 @@ class SessionPair:
         end = self.visits[number].target
         assert not end.started, "a visitor was announced twice"
         end.connected = self.connects_at_once
+        end.appetite = max(end.appetite, self._appetite)
         end.start(stream)
         if self.refuses:
             end.fail(ResetCode.TARGET_REFUSED)
@@ -735,6 +738,7 @@ class SessionPair:
     def make_willing(self) -> None:
         """From now on every socket is connected and takes all that comes."""
         self.connects_at_once = True
+        self._appetite = MANY
         for visit in self.visits:
             for end in visit.ends:
                 end.appetite = MANY
