@@ -312,7 +312,7 @@ class TestHeldBack:
     """What the bound and the limit do to a link; what they are is test_flight's."""
 
     def bound(self, bench, size: int) -> Flight:
-        flight = bench.link._flight
+        flight: Flight = bench.link._flight
         flight.mode, flight.bound, flight.spacing = Mode.BOUND, size, 4096
         flight.look_at = flight.written
         return flight
