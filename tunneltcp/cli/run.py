@@ -16,11 +16,13 @@ from setproctitle import setproctitle
 
 from tunneltcp import __version__
 from tunneltcp.cli.announce import announce
-from tunneltcp.cli.environment import move_out, moved
+from tunneltcp.cli.environment import as_variable, move_out, moved
 from tunneltcp.cli.pause import pause
 from tunneltcp.cli.servers_here import servers_here
+from tunneltcp.cli.takeover import LAYOUT, answer_check
 from tunneltcp.config.fields import JsonObject
 from tunneltcp.config.load import build_config, load_config
+from tunneltcp.config.plain import config_from_plain
 from tunneltcp.config.state import state_base
 from tunneltcp.config.token_reader import TokenReader
 from tunneltcp.config.tokens import TOKEN_VARIABLE, TokenPlace
@@ -28,9 +30,12 @@ from tunneltcp.config.users import find_user
 from tunneltcp.control.context import Role
 from tunneltcp.control.privileges import protect_process
 from tunneltcp.errors import ConfigError, ExitCode, MasterRunning
+from tunneltcp.master.again import Again, Takeover
 from tunneltcp.master.folders import find_folders, instance_problem
+from tunneltcp.master.handover import named_handover
 from tunneltcp.master.master import Master
 from tunneltcp.master.reading import read_config
+from tunneltcp.master.secrets import PortSecrets
 from tunneltcp.protocol.preface import port_key
 
 if TYPE_CHECKING:
@@ -145,6 +150,7 @@ def run_master(
     """Load the config, run the master, and leave with its exit code."""
     secrets = moved()
     move_out([TOKEN_VARIABLE], secrets)
+    asked = named_handover()
     protect_process()
     # Here and not above: "tunneltcp status" needs no worker. Before the first fork, so that
     # all workers share it.
@@ -158,13 +164,17 @@ def run_master(
         load, source = _config_source(role, file, instance, server, bind, log_format)
         load = partial(_with_token, load, token_file, TOKEN_VARIABLE in secrets)
         load = partial(_with_user, load)
-        config = read_config(load)
-        if role is Role.CLIENT and config.tls:
-            prepare_tls(config.verify)
-        places = [place for place in config.token_places if place.kind == "variable"]
-        move_out(dict.fromkeys(place.where for place in places), secrets)
         folders = find_folders(instance, state=state_dir, run=run_dir, log=log_dir)
-        states = token_states(role, folders.state)
+        reader = TokenReader(
+            role.value, token_states(role, folders.state), secrets, servers_here
+        )
+        if asked is not None and asked[0] == "check":
+            port_secrets = PortSecrets(role, port_key, reader)
+            prepare = partial(_prepare_tls_of, role)
+            sys.exit(answer_check(asked[1], load, folders, port_secrets, prepare, warm_up))
+        again = Again(environment=as_variable(secrets), fds=tuple(secrets.values()))
+        takeover = None if asked is None else Takeover.named(again, asked, LAYOUT)
+        config = _have_config(role, load, secrets, takeover)
         master = Master(
             config,
             role=role,
@@ -173,10 +183,13 @@ def run_master(
             worker_main=run_worker,
             warm_up=warm_up,
             derive_key=port_key,
-            reader=TokenReader(role.value, states, secrets, servers_here),
-            announce=lambda master: announce(master, source),
+            reader=reader,
+            announce=partial(_announce, source, takeover),
             load_again=load if source else None,
             log_to_stderr=True,
+            again=again,
+            layout=LAYOUT,
+            takeover=takeover,
         )
         setproctitle(f"tunneltcp {role.value}: master ({instance})")
         code = master.run()
@@ -187,6 +200,36 @@ def run_master(
     except OSError as error:
         _fail(ExitCode.CRASH, str(error))
     sys.exit(code)
+
+
+def _announce(source: Path | None, takeover: Takeover | None, master: Master) -> None:
+    """Say what runs; who was told when it started is not told again."""
+    if takeover is None:
+        announce(master, source)
+
+
+def _have_config(
+    role: Role,
+    load: Callable[[], Config],
+    secrets: dict[str, int],
+    takeover: Takeover | None,
+) -> Config:
+    """Read the config, or have the one with which the version before us ran."""
+    if takeover is None:
+        config = read_config(load)
+        _prepare_tls_of(role, config)
+        places = [place for place in config.token_places if place.kind == "variable"]
+        move_out(dict.fromkeys(place.where for place in places), secrets)
+        return config
+    with takeover.guarded():
+        config = config_from_plain(takeover.state["config"])
+        _prepare_tls_of(role, config)
+    return config
+
+
+def _prepare_tls_of(role: Role, config: Config) -> None:
+    if role is Role.CLIENT and config.tls:
+        prepare_tls(config.verify)
 
 
 def _with_token(load: Callable[[], Config], token_file: Path | None, moved: bool) -> Config:
