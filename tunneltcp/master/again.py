@@ -17,7 +17,7 @@ import os
 import sys
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from loguru import logger
@@ -47,12 +47,9 @@ class Again:
     """What the next one finds in its environment besides ours."""
     fds: Sequence[int] = ()
     """The descriptors that are named there."""
+    command: list[str] = field(default_factory=lambda: [sys.executable, *sys.orig_argv[1:]])
+    """What is started: the same interpreter, the same words."""
     execute: Callable[[str, list[str], dict[str, str]], object] = os.execve
-
-    @property
-    def command(self) -> list[str]:
-        """What is started: the same interpreter, the same words."""
-        return [sys.executable, *sys.orig_argv[1:]]
 
     def variables(self, handover_fd: int, purpose: str) -> dict[str, str]:
         """Return the environment of the next one."""
@@ -74,9 +71,8 @@ class Again:
         for fd in needed:
             os.set_inheritable(fd, True)
         try:
-            command = self.command
             variables = self.variables(handover_fd, f"take-{attempt}")
-            self.execute(command[0], command, variables)
+            self.execute(self.command[0], self.command, variables)
         finally:
             for fd in needed:
                 os.set_inheritable(fd, False)
