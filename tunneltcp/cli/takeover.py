@@ -67,9 +67,12 @@ def answer_check(
     except HandoverError as error:
         return _say(problem=str(error))
     except Exception as error:  # noqa: BLE001 - that is what this process is for
-        last = traceback.extract_tb(error.__traceback__)[-1]
+        first: BaseException = error
+        while first.__context__ is not None:  # what came after it only hides it
+            first = first.__context__
+        last = traceback.extract_tb(first.__traceback__)[-1]
         place = f"{Path(last.filename).name}, line {last.lineno}"
-        return _say(problem=f"{type(error).__name__}: {error} ({place})")
+        return _say(problem=f"{type(first).__name__}: {first} ({place})")
     return _say(version=__version__)
 
 

@@ -94,7 +94,7 @@ def _failure(master: RunningMaster, upgrade: dict[str, Any]) -> list[str]:
     said = [f"{master.name}: the master runs {upgrade['to']}, but {escape(upgrade['reason'])}"]
     if upgrade["left"]:
         said.append(f"{ranges(upgrade['left'])} run on as they were, with {upgrade['from']}")
-    said.append('"tunneltcp upgrade" tries again; to go back, install the version from before')
+    said.append('"tunneltcp upgrade" tries again; to go back, install the version before it')
     return said
 
 

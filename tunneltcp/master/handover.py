@@ -123,7 +123,7 @@ def read_handover(fd: int, layout: Sequence[int], *, look: bool = True) -> Hando
             )
         table = {int(number): list(identity) for number, identity in values["fds"].items()}
         taken = Handover(state=values["state"], origin=values["from"], fds=tuple(table))
-    except (OSError, ValueError, TypeError, LookupError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise HandoverError(f"the state of the running master is broken: {error!r}") from error
     if look:
         for number, identity in table.items():

@@ -46,26 +46,25 @@ class Rollout:
     """
 
     def __init__(
-        self,
-        loop: Loop,
-        tunnels: Sequence[Tunnel],
-        progress: Progress,
-        stopping: Stopping,
+        self, loop: Loop, tunnels: Sequence[Tunnel], progress: Progress, stopping: Stopping
     ) -> None:
         self._loop = loop
         self._tunnels = tunnels
         self._progress = progress
         self._stopping = stopping
+        progress.state, progress.version = REPLACING, __version__
         self._deadline = 0.0
         self._had_link = False
         self._waits_for_keeper = False
 
     def begin(self) -> None:
         """Begin with the first."""
-        self._progress.state, self._progress.version = REPLACING, __version__
         self._next()
 
     def _next(self) -> None:
+        if self._stopping.is_under_way:
+            self._end(FAILED, "the master is stopping")
+            return
         canary = self._progress.canary
         for tunnel in self._tunnels:
             if canary is not None and tunnel.config.remote_port != canary:
@@ -91,12 +90,10 @@ class Rollout:
 
     def _look(self, tunnel: Tunnel) -> None:
         port, state = tunnel.config.remote_port, tunnel.life.state
-        if self._stopping.is_under_way:
-            self._end(FAILED, "the master is stopping")
-        elif tunnel not in self._tunnels or state in (
+        if tunnel not in self._tunnels or state in (
             ProcessState.STOPPING, ProcessState.STOPPED
         ):  # fmt: skip
-            self._next()  # a person, or a new config, wanted something else with it
+            self._next()  # a person, a new config or a signal wanted something else with it
         elif self._carries(tunnel):
             self._progress.replaced.append(port)
             self._next()
@@ -116,7 +113,7 @@ class Rollout:
     def _end(self, state: str, reason: str = "") -> None:
         self._progress.end(state, reason)
         ports = ranges(self._progress.replaced) or "none"
-        if state == FAILED:
+        if state == FAILED and not self._stopping.is_under_way:
             logger.error("upgrade: {}; replaced before: {}", reason, ports)
         else:
             logger.info("upgrade: version {} runs: {}", self._progress.version, ports)

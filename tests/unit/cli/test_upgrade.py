@@ -80,7 +80,7 @@ def test_a_worker_that_does_not_come_up(script_master):
     assert done.stderr.splitlines() == [
         "tunneltcp: web: the master runs 2.0, but 60001 does not come up",
         "tunneltcp: 60002 run on as they were, with 1.0",
-        'tunneltcp: "tunneltcp upgrade" tries again; to go back, install the version from before',
+        'tunneltcp: "tunneltcp upgrade" tries again; to go back, install the version before it',
     ]
 
 

@@ -26,14 +26,15 @@ LAYOUT = (2, 4096)
 
 @pytest.fixture
 def pair():
-    with closing(socket.socketpair()[0]) as one, closing(socket.socketpair()[0]) as other:
+    one, other = socket.socketpair()
+    with closing(one), closing(other):
         yield one, other
 
 
 @contextmanager
-def written(state, fds=(), layout=LAYOUT, **changes):
+def written(state, keep=(), /, **changes):
     """A memfd with a state; ``changes`` are made to what lies in it."""
-    fd = write_handover(state, fds, layout, "0.1.0")
+    fd = write_handover(state, keep, LAYOUT, "0.1.0")
     try:
         if changes:
             values = orjson.loads(os.pread(fd, 1 << 20, 0)) | changes

@@ -294,8 +294,12 @@ def test_when_everything_ends_nobody_is_replaced_any_more(rollout):
     first, second = FakeTunnel(1), FakeTunnel(2)
     loop, progress, stopping = rollout(first, second)
     stopping.is_under_way = True
+    first.life.state = ProcessState.STOPPING
     loop.advance(0.1)
     assert (progress.state, second.restarted) == (FAILED, 0)
+    third = FakeTunnel(3)
+    _, progress, _ = rollout(third, stopping=True)
+    assert (progress.state, third.restarted) == (FAILED, 0)
 
 
 def test_progress_of_another_version():
