@@ -14,6 +14,7 @@ import orjson
 import pytest
 
 from tests.support.apps import Apps
+from tests.support.ports import free_port
 from tests.support.processes import Master, TunnelPair, run_tunneltcp
 from tests.support.service import ROOT
 from tests.support.sockets import connect, seconds_until_echo
@@ -92,12 +93,12 @@ def load() -> Iterator[Load]:
 def pair(upgraded: TunnelPair, load: Load) -> Iterator[TunnelPair]:
     """Tunnels to a ``pattern`` and to two ``echo`` apps, with visitors who all stay whole."""
     upgraded.wait_links()
-    load.probe("staying", upgraded.ports[1], count=4, size=30_000, pause=0.002)
+    load.probe("staying", upgraded.ports[1], count=4, size=20_000, pause=0.01)
     load.probe("waiting", upgraded.ports[2], count=2, size=64, pause=0.05, seed=50)
     load.probe(
         "coming", upgraded.ports[2], count=2, rounds=1, repeat=True, pause=0.01, seed=100
     )
-    load.transfer("sending", upgraded.port, count=1, up=40_000_000, down=40_000_000, seed=900)
+    load.transfer("sending", upgraded.port, count=1, up=15_000_000, down=15_000_000, seed=900)
     wait_until(lambda: load.stats("staying").rounds > 10, 10)
     yield upgraded
     sent = load.finish("sending", 30)
@@ -286,19 +287,20 @@ def test_a_signal_that_comes_between_the_two_waits_for_the_new_one(
     code: Code, tmp_path: Path
 ) -> None:
     """TERM just when the old code is gone and the new one not there yet: a proper stop."""
+    here, go = tmp_path / "here", tmp_path / "go"
     first, slow = "import sys\n", "import sys, os, time\n"
     slow += 'if "take" in os.environ.get("TUNNELTCP_HANDOVER", ""):\n'
-    slow += f'    open("{tmp_path}/here", "w").close()\n    time.sleep(1)\n'
+    slow += f'    open("{here}", "w").close()\n'
+    slow += f'    while not os.path.exists("{go}"):\n        time.sleep(0.01)\n'
     environment = {"PYTHONPATH": str(code.folder)}
-    with (
-        Apps() as apps,
-        TunnelPair([apps.add("echo")], tmp_path, environment=environment) as on,
-    ):
+    tunnels = [{"remote_port": free_port()}]
+    with Master("server", tunnels, tmp_path / "server", environment=environment) as master:
         code.change_version()
         with code.changed("master/__main__.py", first, slow):
-            begin_upgrade(on.server)
-            wait_until((tmp_path / "here").exists, 20)
-            on.server.send(signal.SIGTERM)
-            assert on.server.wait() == 0
-        text = on.server.log_text("master.log")
+            begin_upgrade(master)
+            wait_until(here.exists, 20)
+            master.send(signal.SIGTERM)
+            go.touch()
+            assert master.wait() == 0
+    text = master.log_text("master.log")
     assert text.index("goes on, as new code") < text.index("SIGTERM: stopping")

@@ -22,6 +22,7 @@ from tunneltcp.cli.servers_here import servers_here
 from tunneltcp.cli.takeover import LAYOUT, answer_check
 from tunneltcp.config.fields import JsonObject
 from tunneltcp.config.load import build_config, load_config
+from tunneltcp.config.model import DEFAULT_LOG_BYTES, DEFAULT_LOG_FILES
 from tunneltcp.config.plain import config_from_plain
 from tunneltcp.config.state import state_base
 from tunneltcp.config.token_reader import TokenReader
@@ -30,6 +31,7 @@ from tunneltcp.config.users import find_user
 from tunneltcp.control.context import Role
 from tunneltcp.control.privileges import protect_process
 from tunneltcp.errors import ConfigError, ExitCode, MasterRunning
+from tunneltcp.log import setup_log
 from tunneltcp.master.again import Again, Takeover
 from tunneltcp.master.folders import find_folders, instance_problem
 from tunneltcp.master.handover import named_handover
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tunneltcp.config.model import Config, LogFormat
+    from tunneltcp.master.folders import Folders
 
 __all__ = [
     "client_command",
@@ -173,7 +176,7 @@ def run_master(
             prepare = partial(_prepare_tls_of, role)
             sys.exit(answer_check(asked[1], load, folders, port_secrets, prepare, warm_up))
         again = Again(environment=as_variable(secrets), fds=tuple(secrets.values()))
-        takeover = None if asked is None else Takeover.named(again, asked, LAYOUT)
+        takeover = None if asked is None else _begin_takeover(folders, again, asked)
         config = _have_config(role, load, secrets, takeover)
         master = Master(
             config,
@@ -206,6 +209,17 @@ def _announce(source: Path | None, takeover: Takeover | None, master: Master) ->
     """Say what runs; who was told when it started is not told again."""
     if takeover is None:
         announce(master, source)
+
+
+def _begin_takeover(folders: Folders, again: Again, asked: tuple[str, int]) -> Takeover:
+    """Read what the version before us left; what is wrong with it must be in the log."""
+    setup_log(
+        folders.log / "master.log",
+        max_bytes=DEFAULT_LOG_BYTES,
+        files=DEFAULT_LOG_FILES,
+        stderr=True,
+    )
+    return Takeover.named(again, asked, LAYOUT)
 
 
 def _have_config(

@@ -185,10 +185,10 @@ class Master:
 
     def _begin(self, before: Mapping[str, Any] | None) -> SignalQueue:
         """Have everything, up to the first workers; ``before``: what there is already."""
-        raise_descriptor_limit()
         # A person at a terminal is told what runs when it runs; until then only what is wrong.
         echo_from("WARNING" if os.isatty(2) else "INFO")
         self._set_up_log()
+        raise_descriptor_limit()
         if self.config.merge_memory:
             allow_merging()
         signals = self._signals = SignalQueue(

@@ -137,7 +137,7 @@ def test_another_memfd_is_none(monkeypatch):
 
 
 def test_the_next_program_has_what_it_needs(pair):
-    started = []
+    started: list[tuple[object, ...]] = []
 
     def execute(path, command, environment):
         needed = (pair[0].fileno(), pair[1].fileno(), fd)
@@ -153,6 +153,7 @@ def test_the_next_program_has_what_it_needs(pair):
         again.take_over(fd, [pair[0].fileno()])
         ((path, command, environment, inheritable),) = started
         assert (path, command) == ("/python", ["/python", "-m", "it"])
+        assert isinstance(environment, dict)
         assert environment["TUNNELTCP_HANDOVER"] == f"take-1 {fd}"
         assert environment["MOVED"] == "x"
         assert inheritable == [True, True, True]

@@ -55,13 +55,9 @@ def refused(master):
     """Ask for an upgrade that comes to nothing; return why."""
     before = master.status()
     master.ask("upgrade")
-    upgrade = wait_until(
-        lambda: next(
-            (u for u in [master.status()["upgrade"]] if u and u["state"] == "refused"), None
-        ),
-        10,
-    )
+    wait_until(lambda: master.status()["upgrade"]["state"] == "refused", 10)
     after = master.status()
+    upgrade = after["upgrade"]
     assert [t["pid"] for t in after["tunnels"]] == [t["pid"] for t in before["tunnels"]]
     assert upgrade["left"] == []
     return upgrade["reason"]
