@@ -14,7 +14,8 @@ import orjson
 import pytest
 
 from tests.support.apps import Apps
-from tests.support.ports import free_port
+from tests.support.leaks import descendants
+from tests.support.ports import free_port, free_ports
 from tests.support.processes import Master, TunnelPair, run_tunneltcp
 from tests.support.service import ROOT
 from tests.support.sockets import connect, seconds_until_echo
@@ -281,6 +282,22 @@ def test_a_changed_setting_cuts_nobody(pair: TunnelPair, load: Load) -> None:
         assert {one for one in before if before[one] != after[one]} == {port}
         everything_goes_on(load)
         assert load.stats("staying").running == 4
+
+
+def test_workers_of_either_code_end_with_their_master(code: Code, tmp_path: Path) -> None:
+    """What ends a worker with its master outlives the ``execv``."""
+    first, second = free_ports(2)
+    tunnels = [{"remote_port": first}, {"remote_port": second}]
+    environment = {"PYTHONPATH": str(code.folder)}
+    with Master("server", tunnels, tmp_path, environment=environment) as master:
+        wait_until(lambda: all(one["crash_safe"] for one in master.status()["tunnels"]), 10)
+        old, new = master.status()["version"], code.change_version()
+        assert upgrade(master, "--canary", first).returncode == 0
+        assert versions(master) == [new, old]
+        assert len(descendants(master.pid)) == 4, "two workers, and a keeper of each"
+        master.kill()  # looks for who is left
+        master.start()
+        wait_until(lambda: versions(master) == [new, new], 10)
 
 
 def test_a_signal_that_comes_between_the_two_waits_for_the_new_one(

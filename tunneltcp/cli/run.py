@@ -155,11 +155,6 @@ def run_master(
     move_out([TOKEN_VARIABLE], secrets)
     asked = named_handover()
     protect_process()
-    # Here and not above: "tunneltcp status" needs no worker. Before the first fork, so that
-    # all workers share it.
-    from tunneltcp.workers.run import run_worker
-    from tunneltcp.workers.warm import warm_up
-
     instance = role.value if instance is None else instance
     try:
         if problem := _option_problem(role, instance, server, bind):
@@ -168,34 +163,7 @@ def run_master(
         load = partial(_with_token, load, token_file, TOKEN_VARIABLE in secrets)
         load = partial(_with_user, load)
         folders = find_folders(instance, state=state_dir, run=run_dir, log=log_dir)
-        reader = TokenReader(
-            role.value, token_states(role, folders.state), secrets, servers_here
-        )
-        if asked is not None and asked[0] == "check":
-            port_secrets = PortSecrets(role, port_key, reader)
-            prepare = partial(_prepare_tls_of, role)
-            sys.exit(answer_check(asked[1], load, folders, port_secrets, prepare, warm_up))
-        again = Again(environment=as_variable(secrets), fds=tuple(secrets.values()))
-        takeover = None if asked is None else _begin_takeover(folders, again, asked)
-        config = _have_config(role, load, secrets, takeover)
-        master = Master(
-            config,
-            role=role,
-            instance=instance,
-            folders=folders,
-            worker_main=run_worker,
-            warm_up=warm_up,
-            derive_key=port_key,
-            reader=reader,
-            announce=partial(_announce, source, takeover),
-            load_again=load if source else None,
-            log_to_stderr=True,
-            again=again,
-            layout=LAYOUT,
-            takeover=takeover,
-        )
-        setproctitle(f"tunneltcp {role.value}: master ({instance})")
-        code = master.run()
+        code = _run(role, instance, folders, load, source, secrets, asked)
     except ConfigError as error:
         _fail(ExitCode.USAGE, *error.problems, *_hints(role, file, error))
     except MasterRunning as error:
@@ -203,6 +171,48 @@ def run_master(
     except OSError as error:
         _fail(ExitCode.CRASH, str(error))
     sys.exit(code)
+
+
+def _run(
+    role: Role,
+    instance: str,
+    folders: Folders,
+    load: Callable[[], Config],
+    source: Path | None,
+    secrets: dict[str, int],
+    asked: tuple[str, int] | None,
+) -> int:
+    """Be a master, or a part of its upgrade if that was ``asked``; return the exit code."""
+    # Here and not above: "tunneltcp status" needs no worker. Before the first fork, so that
+    # all workers share it.
+    from tunneltcp.workers.run import run_worker
+    from tunneltcp.workers.warm import warm_up
+
+    reader = TokenReader(role.value, token_states(role, folders.state), secrets, servers_here)
+    if asked is not None and asked[0] == "check":
+        empty = PortSecrets(role, port_key, reader)
+        prepare = partial(_prepare_tls_of, role)
+        return answer_check(asked[1], load, folders, empty, prepare, warm_up)
+    again = Again(environment=as_variable(secrets), fds=tuple(secrets.values()))
+    takeover = None if asked is None else _begin_takeover(folders, again, asked)
+    master = Master(
+        _have_config(role, load, secrets, takeover),
+        role=role,
+        instance=instance,
+        folders=folders,
+        worker_main=run_worker,
+        warm_up=warm_up,
+        derive_key=port_key,
+        reader=reader,
+        announce=partial(_announce, source, takeover),
+        load_again=load if source else None,
+        log_to_stderr=True,
+        again=again,
+        layout=LAYOUT,
+        takeover=takeover,
+    )
+    setproctitle(f"tunneltcp {role.value}: master ({instance})")
+    return master.run()
 
 
 def _announce(source: Path | None, takeover: Takeover | None, master: Master) -> None:
