@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import closing, contextmanager
+from types import SimpleNamespace
+from typing import Any
 
 import orjson
 import pytest
 
+from tunneltcp.config.model import TunnelConfig
 from tunneltcp.errors import ExitCode, HandoverError
 from tunneltcp.master import again as again_module
 from tunneltcp.master.again import ATTEMPTS, Again, Takeover
@@ -20,6 +23,12 @@ from tunneltcp.master.handover import (
     read_handover,
     write_handover,
 )
+from tunneltcp.master.keepers import Keepers, _Keeper
+from tunneltcp.master.listeners import Listeners
+from tunneltcp.master.process import ProcessLife, ProcessState
+from tunneltcp.master.report import describe_exit
+from tunneltcp.master.tunnel_state import TunnelState
+from tunneltcp.net.loop import Loop
 
 LAYOUT = (2, 4096)
 
@@ -190,3 +199,90 @@ def test_what_cannot_be_taken_over_is_tried_once_more(monkeypatch, pair):
         assert in_a_child(lambda: failing(again, fd, ATTEMPTS)) == ExitCode.CRASH
     with written({}, version=VERSION + 1) as fd:
         assert in_a_child(lambda: failing(again, fd, 1)) == ExitCode.CRASH
+
+
+# ------------------------------------------------------------- nothing is forgotten
+
+
+class Nobody:
+    """Children that are noted, and nothing more."""
+
+    def __init__(self) -> None:
+        self.watched: list[int] = []
+
+    def watch(self, pid: int, _on_exit: object) -> None:
+        self.watched.append(pid)
+
+
+def through_json(values):
+    return orjson.loads(orjson.dumps(values))
+
+
+def test_nothing_of_a_life_is_forgotten():
+    life = ProcessLife(drain_seconds=5.0)
+    for name in life.__slots__:
+        if name not in ("_jitter", "drain_seconds", "state"):
+            setattr(life, name, name)  # each another value
+    life.state = ProcessState.BACKOFF
+    other = ProcessLife(drain_seconds=5.0, jitter=life._jitter)
+    other.go_on(through_json(life.hand_over()))
+    assert {name: getattr(other, name) for name in life.__slots__} == {
+        name: getattr(life, name) for name in life.__slots__
+    }
+
+
+@pytest.mark.parametrize("has_current", [True, False])
+def test_nothing_of_keepers_is_forgotten(has_current):
+    children: Any = Nobody()
+    keepers = Keepers(children, lambda: None)
+    keepers._old = [_Keeper(fd=500, pid=0), _Keeper(fd=501, pid=7)]
+    keepers._current = _Keeper(fd=502, pid=8, was_gone=True) if has_current else None
+    keepers._died_at, keepers._faults, keepers._moved = 1.5, 2, 3
+    fds = Descriptors()
+    other = Keepers(children, keepers._lost)
+    other.go_on(through_json(keepers.hand_over(fds)))
+    assert vars(other) == vars(keepers)
+    assert fds.numbers == ({500, 501, 502} if has_current else {500, 501})
+    assert children.watched == ([7, 8] if has_current else [7])
+
+
+def test_nothing_of_listeners_is_forgotten():
+    listeners = Listeners(60001, ["0.0.0.0", "::"])
+    listeners.fds, listeners._shut = (500, 501), True
+    fds = Descriptors()
+    other = Listeners(60001, [])
+    other.go_on(through_json(listeners.hand_over(fds)))
+    assert vars(other) == vars(listeners)
+    assert fds.numbers == {500, 501}
+
+
+def test_nothing_of_a_tunnel_is_forgotten(loop):
+    """Who gives a tunnel one more thing hands it over, or says here why not."""
+    nobody: Any = None
+    around: Any = SimpleNamespace(
+        loop=loop, children=nobody, drain_seconds=1.0, addresses=(), maps=[], generation=3
+    )
+    tunnel = TunnelState(TunnelConfig(remote_port=60001, name="web"), around, nobody)
+    tunnel.version, tunnel.generation, tunnel.reason, tunnel.is_stopped = "1", 2, "why", True
+    tunnel.last_exit = describe_exit(9, 1.0, "")
+    tunnel.link_peer, tunnel.link_client, tunnel._kill_reason = "a:1", "laptop", "because"
+    tunnel.is_removed = tunnel.has_predecessor = tunnel._closing = tunnel._wants_to_go = True
+    tunnel._started_at = 4.5
+    values = through_json(tunnel.hand_over(Descriptors()))
+    values["pages"] = {name: os.dup(fd) for name, fd in values["pages"].items()}
+    other = TunnelState(tunnel.config, around, nobody, values)
+    parts = {"life", "keepers", "counters", "_pages", "_listeners", "_report"}
+    given = {"config", "_around"}
+    made_anew = {"sampler"}
+    names = set(vars(tunnel)) - parts - given - made_anew
+    assert {name: getattr(other, name) for name in names} == {
+        name: getattr(tunnel, name) for name in names
+    }
+    for one in (tunnel, other):
+        one._pages.close()
+
+
+@pytest.fixture
+def loop():
+    with closing(Loop()) as made:
+        yield made
