@@ -32,7 +32,7 @@ from tunneltcp.control.context import Role
 from tunneltcp.control.privileges import protect_process
 from tunneltcp.errors import ConfigError, ExitCode, MasterRunning
 from tunneltcp.log import setup_log
-from tunneltcp.master.again import Again, Takeover
+from tunneltcp.master.again import Again, Legacy
 from tunneltcp.master.folders import find_folders, instance_problem
 from tunneltcp.master.handover import named_handover
 from tunneltcp.master.master import Master
@@ -194,9 +194,9 @@ def _run(
         prepare = partial(_prepare_tls_of, role)
         return answer_check(asked[1], load, folders, empty, prepare, warm_up)
     again = Again(environment=as_variable(secrets), fds=tuple(secrets.values()))
-    takeover = None if asked is None else _begin_takeover(folders, again, asked)
+    legacy = None if asked is None else _open_legacy(folders, again, asked)
     master = Master(
-        _have_config(role, load, secrets, takeover),
+        _have_config(role, load, secrets, legacy),
         role=role,
         instance=instance,
         folders=folders,
@@ -204,24 +204,24 @@ def _run(
         warm_up=warm_up,
         derive_key=port_key,
         reader=reader,
-        announce=partial(_announce, source, takeover),
+        announce=partial(_announce, source, legacy),
         load_again=load if source else None,
         log_to_stderr=True,
         again=again,
         layout=LAYOUT,
-        takeover=takeover,
+        legacy=legacy,
     )
     setproctitle(f"tunneltcp {role.value}: master ({instance})")
     return master.run()
 
 
-def _announce(source: Path | None, takeover: Takeover | None, master: Master) -> None:
+def _announce(source: Path | None, legacy: Legacy | None, master: Master) -> None:
     """Say what runs; who was told when it started is not told again."""
-    if takeover is None:
+    if legacy is None:
         announce(master, source)
 
 
-def _begin_takeover(folders: Folders, again: Again, asked: tuple[str, int]) -> Takeover:
+def _open_legacy(folders: Folders, again: Again, asked: tuple[str, int]) -> Legacy:
     """Read what the version before us left; what is wrong with it must be in the log."""
     setup_log(
         folders.log / "master.log",
@@ -229,24 +229,24 @@ def _begin_takeover(folders: Folders, again: Again, asked: tuple[str, int]) -> T
         files=DEFAULT_LOG_FILES,
         stderr=True,
     )
-    return Takeover.named(again, asked, LAYOUT)
+    return Legacy.named(again, asked, LAYOUT)
 
 
 def _have_config(
     role: Role,
     load: Callable[[], Config],
     secrets: dict[str, int],
-    takeover: Takeover | None,
+    legacy: Legacy | None,
 ) -> Config:
     """Read the config, or have the one with which the version before us ran."""
-    if takeover is None:
+    if legacy is None:
         config = read_config(load)
         _prepare_tls_of(role, config)
         places = [place for place in config.token_places if place.kind == "variable"]
         move_out(dict.fromkeys(place.where for place in places), secrets)
         return config
-    with takeover.guarded():
-        config = config_from_plain(takeover.state["config"])
+    with legacy.guarded():
+        config = config_from_plain(legacy.state["config"])
         _prepare_tls_of(role, config)
     return config
 

@@ -102,7 +102,7 @@ def _success(master: RunningMaster, status: dict[str, Any]) -> list[str]:
     upgrade = status["upgrade"]
     was, now, left = upgrade["from"], upgrade["to"], ranges(upgrade["left"])
     tunnels = [one for one in status["tunnels"] if one["port"] in upgrade["replaced"]]
-    said = [f"{one['port']}: runs {now}{_taken(one['taken_over'])}" for one in tunnels]
+    said = [f"{one['port']}: runs {now}{_taken(one['last_takeover'])}" for one in tunnels]
     if upgrade["state"] == "canary":
         if left:
             said.append(f"{master.name}: the master runs {now}; {left} run on with {was}")
@@ -119,7 +119,7 @@ def _taken(taken: dict[str, Any] | None) -> str:
         return ""
     people = "visitor" if taken["streams"] == 1 else "visitors"
     reset = f", {taken['reset']} reset" if taken["reset"] else ""
-    still = taken["stood_still"]
+    still = taken["stood_still_seconds"]
     after = "" if still is None else f" after {still:.2f} s"
     return f"; {taken['streams']} {people} went on{after}{reset}"
 

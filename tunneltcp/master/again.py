@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from tunneltcp.master.handover import Handover
 
-__all__ = ["ATTEMPTS", "PAUSE_SECONDS", "Again", "Takeover", "check_program"]
+__all__ = ["ATTEMPTS", "PAUSE_SECONDS", "Again", "Legacy", "check_program"]
 
 ATTEMPTS: Final = 5
 """How often it is tried to take over, in all."""
@@ -95,7 +95,7 @@ class Again:
         os._exit(ExitCode.CRASH)
 
 
-class Takeover:
+class Legacy:
     """What the version before us left, in the program that goes on with it."""
 
     def __init__(self, again: Again, fd: int, attempt: int, layout: Sequence[int]) -> None:
@@ -107,7 +107,7 @@ class Takeover:
             self._handover = read_handover(fd, layout)
 
     @classmethod
-    def named(cls, again: Again, asked: tuple[str, int], layout: Sequence[int]) -> Takeover:
+    def named(cls, again: Again, asked: tuple[str, int], layout: Sequence[int]) -> Legacy:
         """Return the one that our environment named ("take-1", and the memfd)."""
         purpose, fd = asked
         return cls(again, fd, int(purpose.rpartition("-")[2]), layout)

@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from tunneltcp.config.model import Config, TunnelConfig
     from tunneltcp.config.token_reader import TokenReader
     from tunneltcp.control.context import WorkerContext
-    from tunneltcp.master.again import Again, Takeover
+    from tunneltcp.master.again import Again, Legacy
     from tunneltcp.master.folders import Folders
     from tunneltcp.master.handover import Descriptors
     from tunneltcp.master.keys import Derive
@@ -100,12 +100,12 @@ class Master:
         log_to_stderr: bool = False,
         again: Again | None = None,
         layout: tuple[int, ...] = (),
-        takeover: Takeover | None = None,
+        legacy: Legacy | None = None,
     ) -> None:
         """Make one that has touched nothing yet.
 
         ``load_again`` reads its config anew, and ``again`` starts the program on the disk in
-        its place. With a ``takeover`` it goes on with what the version before it had.
+        its place. With a ``legacy`` it goes on with what the version before it had.
         """
         self.config = config
         self.role = role
@@ -119,7 +119,7 @@ class Master:
         self._announce: Callable[[Master], None] | None = announce
         self._log_to_stderr = log_to_stderr
         self._budget = config.budget_bytes or computed_budget(len(config.tunnels))
-        self._takeover = takeover
+        self._legacy = legacy
         self._pid = os.getpid()
         self._loop = Loop(max_sleep_seconds=_MAX_SLEEP_SECONDS)
         self._children = Children(self._loop)
@@ -157,20 +157,20 @@ class Master:
             os.umask(old_umask)
 
     def _take_instance(self) -> InstanceLock:
-        if self._takeover is not None:
-            return InstanceLock(self.folders.run, self.instance, self._takeover.state["lock"])
+        if self._legacy is not None:
+            return InstanceLock(self.folders.run, self.instance, self._legacy.state["lock"])
         make_folders(self.folders)
         self.make_place(self.config)
         return InstanceLock(self.folders.run, self.instance)
 
     def _run_locked(self) -> int:
         try:
-            if self._takeover is None:
+            if self._legacy is None:
                 self._begin(None)
             else:
-                with self._takeover.guarded():
-                    signals = self._begin(self._takeover.state)
-                self._go_on_as_new_code(self._takeover, signals)
+                with self._legacy.guarded():
+                    signals = self._begin(self._legacy.state)
+                self._go_on_as_new_code(self._legacy, signals)
             self._turn_until_done()
         finally:
             self._stopping.make_sure()
@@ -349,9 +349,9 @@ class Master:
             "tunnels": self.tunnel_set.hand_over(fds),
         }
 
-    def _go_on_as_new_code(self, takeover: Takeover, signals: SignalQueue) -> None:
+    def _go_on_as_new_code(self, legacy: Legacy, signals: SignalQueue) -> None:
         """All is ours: listen to signals and children again, and replace the workers."""
-        takeover.done()
+        legacy.done()
         signals.let_through()
         rollout = Rollout(self._loop, self.tunnels, self.upgrader.progress, self._stopping)
         self._loop.call_later(0.0, self._handle_child)

@@ -184,7 +184,7 @@ class Reporter:
                 self.warned(what.text)
             case TookOver():
                 self._taken = what
-                self.takeover = asdict(what) | {"stood_still": None}
+                self.takeover = asdict(what) | {"stood_still_seconds": None}
             case StoodStill():
                 self._went_on(what.seconds)
 
@@ -192,7 +192,7 @@ class Reporter:
         """What the worker before this one carried goes on."""
         taken, self._taken = self._taken, None
         if self.takeover is not None:
-            self.takeover["stood_still"] = seconds
+            self.takeover["stood_still_seconds"] = seconds
         if taken is not None and self._events.admit("took over", self._loop.now) is not None:
             text = "{} streams taken over, {} reset; they stood still for {:.3f} s"
             self._log.info(text, taken.streams, taken.reset, seconds)

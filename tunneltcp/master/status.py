@@ -97,7 +97,7 @@ def tunnel_status(tunnel: Tunnel) -> dict[str, Any]:
         "log_dropped": page[Counter.LOG_DROPPED],
         "beat_age": _beat_age(page[Counter.BEAT_NS]) if runs else None,
         "restarts": tunnel.life.restarts,
-        "taken_over": tunnel.takeover,
+        "last_takeover": tunnel.report.takeover,
         "last_exit": asdict(tunnel.last_exit) if tunnel.last_exit else None,
         "rss": sample.rss if sample else None,
         "private": sample.private if sample else None,

@@ -129,9 +129,9 @@ class Tunnel(TunnelState):
             if busy.in_use:
                 self._around.helpers.run(lambda: port_holder(port), self._on_holder)
             else:
-                self._report.blocked(self.reason)
+                self.report.blocked(self.reason)
             return False
-        self._report.bound()
+        self.report.bound()
         return True
 
     # ------------------------------------------------------------ what people ask for
@@ -262,7 +262,7 @@ class Tunnel(TunnelState):
 
     def _not_spawned(self, error: OSError) -> None:
         self.reason = f"cannot start a process: {(error.strerror or '?').lower()}"
-        self._report.blocked(self.reason)
+        self.report.blocked(self.reason)
         self.feed(Input.BLOCKED)
 
     def _adopt(self, pid: int, channel: WorkerChannel) -> None:
@@ -280,7 +280,7 @@ class Tunnel(TunnelState):
             return
         found = holder or {"holder": "", "listens": False}
         self.reason = port_trouble(self.config.remote_port, **found)
-        self._report.blocked(self.reason)
+        self.report.blocked(self.reason)
 
     def _on_channel_end(self, problem: str) -> None:
         """The worker hung up and is about to leave, or broke the rules."""
@@ -302,7 +302,7 @@ class Tunnel(TunnelState):
             case Ready():
                 self.reason = ""
                 self.keepers.drop_old()
-                self._report.ready(self.pid, self._around.loop.now - self._started_at)
+                self.report.ready(self.pid, self._around.loop.now - self._started_at)
                 if self.pid is not None:
                     self.sampler = Sampler(self.pid)
                     self.sampler.look()
@@ -316,9 +316,9 @@ class Tunnel(TunnelState):
                 is_up = message.state != "down"
                 self.link_peer = message.peer if is_up else ""
                 self.link_client = message.client if is_up else ""
-                self._report.link(message)
+                self.report.link(message)
             case TargetChanged() | Warned() | TookOver() | StoodStill():
-                self._report.said(message)
+                self.report.said(message)
             case Answer():
                 self._questions.answer(message.number, message.body)
             case Resolve():
@@ -351,7 +351,7 @@ class Tunnel(TunnelState):
         if not (self.is_stopped or self.is_removed):
             self.reason = self.last_exit.reason
         self.pid = self.version = self.sampler = None
-        self._report.exited(self.last_exit, expected=self.life.state is ProcessState.STOPPING)
+        self.report.exited(self.last_exit, expected=self.life.state is ProcessState.STOPPING)
         self.link_peer = self.link_client = ""
         self.counters[Counter.LINK_STATE] = LinkState.DOWN
         permanent = self.last_exit.is_permanent

@@ -72,7 +72,7 @@ class TunnelState:
         self.has_predecessor = False
         """A removed tunnel still has the port: two workers of one port never run."""
         self._around = around
-        self._report = Reporter(
+        self.report = Reporter(
             config.remote_port, around.loop, lambda: around.others_up(self.counters)
         )
         self._listeners = Listeners(config.remote_port, around.addresses)
@@ -97,7 +97,7 @@ class TunnelState:
             "listeners": self._listeners.hand_over(fds),
             "keepers": self.keepers.hand_over(fds),
             "life": self.life.hand_over(),
-            "report": self._report.hand_over(),
+            "report": self.report.hand_over(),
             "last_exit": asdict(self.last_exit) if self.last_exit else None,
         }
 
@@ -107,7 +107,7 @@ class TunnelState:
         self.last_exit = LastExit(**before["last_exit"]) if before["last_exit"] else None
         self._listeners.go_on(before["listeners"])
         self.life.go_on(before["life"])
-        self._report.go_on(before["report"])
+        self.report.go_on(before["report"])
         self.keepers.go_on(before["keepers"])
 
     @property
@@ -123,12 +123,7 @@ class TunnelState:
     @property
     def trouble(self) -> str:
         """What keeps visitors from their target although the worker runs; empty if nothing."""
-        return self._report.trouble
-
-    @property
-    def takeover(self) -> dict[str, Any] | None:
-        """What the worker took over from the one before it; None: nothing, or not yet."""
-        return self._report.takeover
+        return self.report.trouble
 
     def take_settings(self) -> None:
         """Learn what a new config says for all tunnels; a port that is bound stays there."""

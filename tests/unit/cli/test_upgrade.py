@@ -24,12 +24,14 @@ def at(state, *tunnels, **values):
 
 
 BEGUN = [{"number": 4, "from": "1.0"}]
-TAKEN = {"streams": 14, "reset": 0, "stood_still": 0.0621}
+TAKEN = {"streams": 14, "reset": 0, "stood_still_seconds": 0.0621}
 
 
 def test_it_waits_until_all_run_the_new_code(script_master):
-    tunnel, idle = a_tunnel(taken_over=TAKEN), a_tunnel(60003, taken_over=None)
-    other = a_tunnel(60002, taken_over={"streams": 1, "reset": 2, "stood_still": None})
+    tunnel, idle = a_tunnel(last_takeover=TAKEN), a_tunnel(60003, last_takeover=None)
+    other = a_tunnel(
+        60002, last_takeover={"streams": 1, "reset": 2, "stood_still_seconds": None}
+    )
     master = script_master(
         upgrade=BEGUN,
         status=[
@@ -49,7 +51,7 @@ def test_it_waits_until_all_run_the_new_code(script_master):
 
 
 def test_a_canary(script_master):
-    ended = at("canary", a_tunnel(taken_over=None), replaced=[60001], left=[60002, 60003])
+    ended = at("canary", a_tunnel(last_takeover=None), replaced=[60001], left=[60002, 60003])
     master = script_master(upgrade=BEGUN, status=[a_status(), ended])
     done = run("--canary", 60001)
     assert (done.exit_code, done.stderr) == (0, "")

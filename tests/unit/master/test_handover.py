@@ -14,7 +14,7 @@ import pytest
 from tunneltcp.config.model import TunnelConfig
 from tunneltcp.errors import ExitCode, HandoverError
 from tunneltcp.master import again as again_module
-from tunneltcp.master.again import ATTEMPTS, Again, Takeover
+from tunneltcp.master.again import ATTEMPTS, Again, Legacy
 from tunneltcp.master.handover import (
     VERSION,
     Descriptors,
@@ -181,7 +181,7 @@ def in_a_child(work):
 
 
 def failing(again, fd, attempt):
-    taken = Takeover.named(again, (f"take-{attempt}", fd), LAYOUT)
+    taken = Legacy.named(again, (f"take-{attempt}", fd), LAYOUT)
     with taken.guarded():
         raise RuntimeError("on cue")
 
@@ -271,7 +271,7 @@ def test_nothing_of_a_tunnel_is_forgotten(loop):
     values = through_json(tunnel.hand_over(Descriptors()))
     values["pages"] = {name: os.dup(fd) for name, fd in values["pages"].items()}
     other = TunnelState(tunnel.config, around, nobody, values)
-    parts = {"life", "keepers", "counters", "_pages", "_listeners", "_report"}
+    parts = {"life", "keepers", "counters", "_pages", "_listeners", "report"}
     given = {"config", "_around"}
     made_anew = {"sampler"}
     names = set(vars(tunnel)) - parts - given - made_anew
