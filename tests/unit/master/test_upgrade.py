@@ -20,7 +20,7 @@ from tunneltcp.master.again import Again
 from tunneltcp.master.process import ProcessState
 from tunneltcp.master.progress import CANARY, DONE, FAILED, REPLACING, Progress
 from tunneltcp.master.rollout import CARRIES_SECONDS, Rollout
-from tunneltcp.master.upgrade import CHECK_SECONDS, answer_of
+from tunneltcp.master.upgrade import answer_of
 
 # ------------------------------------------------------------ what the new code says
 
@@ -140,10 +140,6 @@ def test_a_master_that_was_not_started_by_a_command(start_master):
     assert master.tunnel()["version"] == __version__
     with pytest.raises(TunnelError, match="was not started by a command"):
         master.ask("upgrade")
-
-
-def test_the_kernel_ends_a_check_that_the_master_forgot():
-    assert CHECK_SECONDS == 30, "signal.alarm takes whole seconds"
 
 
 # -------------------------------------------------------- one worker after the other
