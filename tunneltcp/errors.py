@@ -3,6 +3,7 @@
 TunnelError                  root; str() is one sentence for a person
   ConfigError(problems)      every problem of a config: path in the file, what is wrong
   ControlChannelError        the other end of a control channel broke its rules
+  HandoverError              code cannot go on with what the version before it left
   MasterRunning(pid)         another master holds this instance
   ProtocolError(code)        see tunneltcp/protocol/errors.py, re-exported here
     LocalProtocolError       we called the protocol wrongly: a bug
@@ -31,6 +32,7 @@ __all__ = [
     "ControlChannelError",
     "ExitCode",
     "ForgedMessageError",
+    "HandoverError",
     "LocalProtocolError",
     "MasterRunning",
     "ProtocolError",
@@ -66,6 +68,10 @@ class ConfigError(TunnelError):
 
 class ControlChannelError(TunnelError):
     """The other end of a control channel sent what no version of it sends."""
+
+
+class HandoverError(TunnelError):
+    """This code cannot go on with what the running master would leave to it."""
 
 
 class MasterRunning(TunnelError):

@@ -339,6 +339,7 @@ class TunnelPair:
         chaos: Lead each link through a relay (``relays``, by public port): the client dials
             127.0.0.2, where the relay listens at the same port.
         common: Settings for both configs, such as ``drain``.
+        environment: Added to that of both masters.
     """
 
     def __init__(
@@ -353,6 +354,7 @@ class TunnelPair:
         common: Mapping[str, object] | None = None,
         server_options: Mapping[str, object] | None = None,
         client_options: Mapping[str, object] | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.ports = free_ports(len(targets))
         tunnels = [
@@ -367,6 +369,7 @@ class TunnelPair:
             folder / "server",
             instance=instance,
             bind=bind,
+            environment=environment,
         )
         self.client = Master(
             "client",
@@ -374,6 +377,7 @@ class TunnelPair:
             folder / "client",
             instance=instance,
             server="127.0.0.2" if chaos else server_host,
+            environment=environment,
         )
         self._chaos = chaos
         self.relays: dict[int, Chaos] = {}

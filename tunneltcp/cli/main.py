@@ -31,6 +31,7 @@ _COMMANDS: Final[Mapping[str, str]] = {
     "start": "operate",
     "kick": "operate",
     "reload": "operate",
+    "upgrade": "upgrade",
     "completion": "completion",
     "service": "service",
 }
@@ -41,7 +42,7 @@ in which a newcomer needs them. Imported when used: asking needs no worker."""
 _SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "Run tunnels": ("server", "client", "expose", "login", "token", "check", "service"),
     "See what goes on": ("status", "who", "logs"),
-    "Act on what runs": ("restart", "stop", "start", "kick", "reload"),
+    "Act on what runs": ("restart", "stop", "start", "kick", "reload", "upgrade"),
 }
 """What stands together in the help; what is not here stands behind it."""
 

@@ -16,11 +16,14 @@ from setproctitle import setproctitle
 
 from tunneltcp import __version__
 from tunneltcp.cli.announce import announce
-from tunneltcp.cli.environment import move_out, moved
+from tunneltcp.cli.environment import as_variable, move_out, moved
 from tunneltcp.cli.pause import pause
 from tunneltcp.cli.servers_here import servers_here
+from tunneltcp.cli.takeover import LAYOUT, answer_check
 from tunneltcp.config.fields import JsonObject
 from tunneltcp.config.load import build_config, load_config
+from tunneltcp.config.model import DEFAULT_LOG_BYTES, DEFAULT_LOG_FILES
+from tunneltcp.config.plain import config_from_plain
 from tunneltcp.config.state import state_base
 from tunneltcp.config.token_reader import TokenReader
 from tunneltcp.config.tokens import TOKEN_VARIABLE, TokenPlace
@@ -28,15 +31,20 @@ from tunneltcp.config.users import find_user
 from tunneltcp.control.context import Role
 from tunneltcp.control.privileges import protect_process
 from tunneltcp.errors import ConfigError, ExitCode, MasterRunning
+from tunneltcp.log import setup_log
+from tunneltcp.master.again import Again, Legacy
 from tunneltcp.master.folders import find_folders, instance_problem
+from tunneltcp.master.handover import named_handover
 from tunneltcp.master.master import Master
 from tunneltcp.master.reading import read_config
+from tunneltcp.master.secrets import PortSecrets
 from tunneltcp.protocol.preface import port_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tunneltcp.config.model import Config, LogFormat
+    from tunneltcp.master.folders import Folders
 
 __all__ = [
     "client_command",
@@ -145,12 +153,8 @@ def run_master(
     """Load the config, run the master, and leave with its exit code."""
     secrets = moved()
     move_out([TOKEN_VARIABLE], secrets)
+    asked = named_handover()
     protect_process()
-    # Here and not above: "tunneltcp status" needs no worker. Before the first fork, so that
-    # all workers share it.
-    from tunneltcp.workers.run import run_worker
-    from tunneltcp.workers.warm import warm_up
-
     instance = role.value if instance is None else instance
     try:
         if problem := _option_problem(role, instance, server, bind):
@@ -158,28 +162,8 @@ def run_master(
         load, source = _config_source(role, file, instance, server, bind, log_format)
         load = partial(_with_token, load, token_file, TOKEN_VARIABLE in secrets)
         load = partial(_with_user, load)
-        config = read_config(load)
-        if role is Role.CLIENT and config.tls:
-            prepare_tls(config.verify)
-        places = [place for place in config.token_places if place.kind == "variable"]
-        move_out(dict.fromkeys(place.where for place in places), secrets)
         folders = find_folders(instance, state=state_dir, run=run_dir, log=log_dir)
-        states = token_states(role, folders.state)
-        master = Master(
-            config,
-            role=role,
-            instance=instance,
-            folders=folders,
-            worker_main=run_worker,
-            warm_up=warm_up,
-            derive_key=port_key,
-            reader=TokenReader(role.value, states, secrets, servers_here),
-            announce=lambda master: announce(master, source),
-            load_again=load if source else None,
-            log_to_stderr=True,
-        )
-        setproctitle(f"tunneltcp {role.value}: master ({instance})")
-        code = master.run()
+        code = _run(role, instance, folders, load, source, secrets, asked)
     except ConfigError as error:
         _fail(ExitCode.USAGE, *error.problems, *_hints(role, file, error))
     except MasterRunning as error:
@@ -187,6 +171,89 @@ def run_master(
     except OSError as error:
         _fail(ExitCode.CRASH, str(error))
     sys.exit(code)
+
+
+def _run(
+    role: Role,
+    instance: str,
+    folders: Folders,
+    load: Callable[[], Config],
+    source: Path | None,
+    secrets: dict[str, int],
+    asked: tuple[str, int] | None,
+) -> int:
+    """Be a master, or a part of its upgrade if that was ``asked``; return the exit code."""
+    # Here and not above: "tunneltcp status" needs no worker. Before the first fork, so that
+    # all workers share it.
+    from tunneltcp.workers.run import run_worker
+    from tunneltcp.workers.warm import warm_up
+
+    reader = TokenReader(role.value, token_states(role, folders.state), secrets, servers_here)
+    if asked is not None and asked[0] == "check":
+        empty = PortSecrets(role, port_key, reader)
+        prepare = partial(_prepare_tls_of, role)
+        return answer_check(asked[1], load, folders, empty, prepare, warm_up)
+    again = Again(environment=as_variable(secrets), fds=tuple(secrets.values()))
+    legacy = None if asked is None else _open_legacy(folders, again, asked)
+    master = Master(
+        _have_config(role, load, secrets, legacy),
+        role=role,
+        instance=instance,
+        folders=folders,
+        worker_main=run_worker,
+        warm_up=warm_up,
+        derive_key=port_key,
+        reader=reader,
+        announce=partial(_announce, source, legacy),
+        load_again=load if source else None,
+        log_to_stderr=True,
+        again=again,
+        layout=LAYOUT,
+        legacy=legacy,
+    )
+    setproctitle(f"tunneltcp {role.value}: master ({instance})")
+    return master.run()
+
+
+def _announce(source: Path | None, legacy: Legacy | None, master: Master) -> None:
+    """Say what runs; who was told when it started is not told again."""
+    if legacy is None:
+        announce(master, source)
+
+
+def _open_legacy(folders: Folders, again: Again, asked: tuple[str, int]) -> Legacy:
+    """Read what the version before us left; what is wrong with it must be in the log."""
+    setup_log(
+        folders.log / "master.log",
+        max_bytes=DEFAULT_LOG_BYTES,
+        files=DEFAULT_LOG_FILES,
+        stderr=True,
+    )
+    return Legacy.named(again, asked, LAYOUT)
+
+
+def _have_config(
+    role: Role,
+    load: Callable[[], Config],
+    secrets: dict[str, int],
+    legacy: Legacy | None,
+) -> Config:
+    """Read the config, or have the one with which the version before us ran."""
+    if legacy is None:
+        config = read_config(load)
+        _prepare_tls_of(role, config)
+        places = [place for place in config.token_places if place.kind == "variable"]
+        move_out(dict.fromkeys(place.where for place in places), secrets)
+        return config
+    with legacy.guarded():
+        config = config_from_plain(legacy.state["config"])
+        _prepare_tls_of(role, config)
+    return config
+
+
+def _prepare_tls_of(role: Role, config: Config) -> None:
+    if role is Role.CLIENT and config.tls:
+        prepare_tls(config.verify)
 
 
 def _with_token(load: Callable[[], Config], token_file: Path | None, moved: bool) -> Config:

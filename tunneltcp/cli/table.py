@@ -12,6 +12,7 @@ from rich.text import Text
 
 from tunneltcp.cli.units import show_bytes, show_duration
 from tunneltcp.log import escape
+from tunneltcp.master.requests import ranges
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -90,14 +91,25 @@ def _tables(answers: Answers, columns: int) -> list[RenderableType]:
     found: list[RenderableType] = []
     for answer in answers:
         who = f"{answer['role']} {answer['instance']}, process {answer['pid']}"
-        found.append(Text(f"{who}, since {answer['since'][:19]}Z", "bold"))
+        who += f", since {answer['since'][:19]}Z, version {answer['version']}"
+        found.append(Text(who, "bold"))
         found.append(_table(answer["tunnels"], wide=columns >= _WIDE_COLUMNS))
         found += [
             Text(f"{tunnel['port']}: {escape(tunnel['reason'])}", "yellow")
             for tunnel in answer["tunnels"]
             if tunnel["reason"]
         ]
+        found += [Text(line, "yellow") for line in _older(answer)]
     return found
+
+
+def _older(answer: dict[str, Any]) -> list[str]:
+    """Say which processes run older code than their master."""
+    upgrade = answer.get("upgrade")
+    if not upgrade or not upgrade["left"] or upgrade["state"] == "replacing":
+        return []
+    ports, was = ranges(upgrade["left"]), escape(str(upgrade["from"]))
+    return [f'{ports}: on version {was} as before; "tunneltcp upgrade" goes on with all']
 
 
 def _table(tunnels: Sequence[dict[str, Any]], *, wide: bool) -> Table:

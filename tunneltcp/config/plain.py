@@ -1,7 +1,12 @@
-"""A config as plain values: how it comes from the process that read it to its master."""
+"""A config as plain values: how it comes from the process that read it to its master.
+
+And from a master to the next version of itself: what this one does not know it leaves out,
+and what the other did not know has its default.
+"""
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,38 +19,44 @@ from tunneltcp.config.tokens import TokenPlace
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["config_from_plain", "config_to_plain"]
+__all__ = ["config_from_plain", "config_to_plain", "tunnel_from_plain"]
 
 
-def config_to_plain(config: Config) -> dict[str, Any]:
-    """Return the values of a config as JSON has them."""
+def config_to_plain(config: Config | TunnelConfig) -> dict[str, Any]:
+    """Return the values of a config, or of a tunnel in it, as JSON has them."""
     values: dict[str, Any] = orjson.loads(orjson.dumps(config, default=str))
     return values
 
 
 def config_from_plain(values: Mapping[str, Any]) -> Config:
     """Return the config whose plain values these are."""
+    known = _known(Config, values)
     rebuilt = {
-        "tunnels": tuple(_tunnel(tunnel) for tunnel in values["tunnels"]),
-        "bind": tuple(values["bind"]),
-        "token": TokenPlace(**values["token"]),
-        "run_as": tuple(values["run_as"]) if values["run_as"] else None,
-        "clients": tuple(_client(client) for client in values["clients"]),
-        "cert": _path(values["cert"]),
-        "key": _path(values["key"]),
-        "verify": _path(values["verify"]),
+        "tunnels": [tunnel_from_plain(tunnel) for tunnel in values["tunnels"]],
+        "token": TokenPlace(**_known(TokenPlace, values["token"])),
+        "clients": [_client(client) for client in values["clients"]],
     }
-    return Config(**{**values, **rebuilt})
+    paths = {name: _path(known[name]) for name in ("cert", "key", "verify") if name in known}
+    return Config(**_with_tuples(known | rebuilt | paths))
 
 
-def _tunnel(values: Mapping[str, Any]) -> TunnelConfig:
-    lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
-    return TunnelConfig(**{**values, **lists})
+def tunnel_from_plain(values: Mapping[str, Any]) -> TunnelConfig:
+    """Return the tunnel whose plain values these are."""
+    return TunnelConfig(**_with_tuples(_known(TunnelConfig, values)))
 
 
 def _client(values: Mapping[str, Any]) -> ClientConfig:
-    tokens = tuple(TokenPlace(**place) for place in values["tokens"])
-    return ClientConfig(**{**values, "tokens": tokens, "ports": tuple(values["ports"])})
+    tokens = [TokenPlace(**_known(TokenPlace, place)) for place in values["tokens"]]
+    return ClientConfig(**_with_tuples(_known(ClientConfig, values) | {"tokens": tokens}))
+
+
+def _known(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ANN401 - a class
+    names = {field.name for field in fields(kind)}
+    return {name: value for name, value in values.items() if name in names}
+
+
+def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
 
 def _path(value: Any) -> Any:  # noqa: ANN401 - whatever is no path stays

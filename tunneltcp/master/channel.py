@@ -30,6 +30,7 @@ class WorkerChannel:
 
     Args:
         took: Called with each message.
+        fd: Our end of a pair that is there already; below 0: a new pair is made.
         ended: Called once if the worker hangs up (with nothing), or says what no worker says
             (with a reason): from then on the channel is closed.
 
@@ -42,16 +43,24 @@ class WorkerChannel:
         loop: Loop,
         took: Callable[[WorkerMessage], None],
         ended: Callable[[str], None],
+        fd: int = -1,
     ) -> None:
         self._loop = loop
         self._took = took
         self._ended = ended
-        kind = socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK
-        ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
-        self._fd = ours.detach()
-        self.worker_fd = theirs.detach()
+        self._fd = fd
+        self.worker_fd = -1
         """The other end; close it with :meth:`give_away` once the worker has it."""
+        if fd < 0:
+            kind = socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK
+            ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
+            self._fd, self.worker_fd = ours.detach(), theirs.detach()
         loop.register(self._fd, READ, self._on_readable)
+
+    @property
+    def fd(self) -> int:
+        """Our end; -1 once it is closed."""
+        return self._fd
 
     def give_away(self) -> None:
         """Let go of the worker's end."""

@@ -62,10 +62,12 @@ class ControlSocket:
         loop: Loop,
         path: Path,
         answer: Callable[[dict[str, Any], Callable[[dict[str, Any]], None]], None],
+        fd: int = -1,
     ) -> None:
         """Bind it; ``answer`` gets each request and what to call, once, with its answer.
 
-        What an instance before us left there is removed (we hold its lock).
+        What an instance before us left there is removed (we hold its lock). With ``fd`` it is
+        bound already, by the version of us before.
 
         Raises:
             OSError: If there can be no socket at that place.
@@ -75,25 +77,53 @@ class ControlSocket:
         self._answer = answer
         self._throttle = Throttle(max_kinds=8)
         self._connections: set[_Connection] = set()
-        path.unlink(missing_ok=True)
-        self._listener = socket.socket(
-            socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK
-        )
+        self._is_paused = False
+        kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+        if fd < 0:
+            path.unlink(missing_ok=True)
+            self._listener = socket.socket(socket.AF_UNIX, kind)
+            self._bind()
+        else:
+            self._listener = socket.socket(socket.AF_UNIX, kind, 0, fd)
+        loop.register(self._listener.fileno(), READ, self._on_readable)
+
+    def _bind(self) -> None:
         try:
-            with short_address(path) as address:
+            with short_address(self._path) as address:
                 self._listener.bind(address)
-            path.chmod(0o600)
+            self._path.chmod(0o600)
             self._listener.listen(_MAX_CONNECTIONS)
         except OSError:
             self._listener.close()
             raise
-        loop.register(self._listener.fileno(), READ, self._on_readable)
+
+    @property
+    def fd(self) -> int:
+        """The listening socket."""
+        return self._listener.fileno()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody is connected."""
+        return not self._connections
+
+    def pause(self) -> None:
+        """Let who comes wait until :meth:`resume`, or until the next version of us looks."""
+        if not self._is_paused:
+            self._is_paused = True
+            self._loop.unregister(self._listener.fileno())
+
+    def resume(self) -> None:
+        """Take connections again."""
+        if self._is_paused and self._listener.fileno() >= 0:
+            self._is_paused = False
+            self._loop.register(self._listener.fileno(), READ, self._on_readable)
 
     def close(self) -> None:
         """Answer nobody any more, and remove the socket."""
         for connection in list(self._connections):
             connection.close()
-        with suppress(KeyError):  # paused
+        if not self._is_paused:
             self._loop.unregister(self._listener.fileno())
         self._listener.close()
         with suppress(OSError):
@@ -106,8 +136,8 @@ class ControlSocket:
             return
         except OSError as error:
             self._complain("cannot accept: {}", error.strerror)
-            self._loop.unregister(self._listener.fileno())
-            self._loop.call_later(_PAUSE_SECONDS, self._resume)
+            self.pause()
+            self._loop.call_later(_PAUSE_SECONDS, self.resume)
             return
         connection.setblocking(False)
         uid = _peer_uid(connection)
@@ -118,10 +148,6 @@ class ControlSocket:
         self._connections.add(
             _Connection(self._loop, connection, self._answer, self._connections.discard)
         )
-
-    def _resume(self) -> None:
-        if self._listener.fileno() >= 0:
-            self._loop.register(self._listener.fileno(), READ, self._on_readable)
 
     def _complain(self, text: str, detail: object) -> None:
         if self._throttle.admit(text, self._loop.now) is not None:

@@ -182,14 +182,14 @@ _LOCK_PAUSE_SECONDS: Final = 0.005
 class InstanceLock:
     """Holds an instance: one master each."""
 
-    def __init__(self, run_folder: Path, instance: str) -> None:
-        """Take the lock and write our pid into it.
+    def __init__(self, run_folder: Path, instance: str, fd: int = -1) -> None:
+        """Take the lock, unless ``fd`` is it already, and write our pid into it.
 
         Raises:
             MasterRunning: If another process holds it.
         """
         self._path = run_folder / _LOCK_FILE
-        self.fd = self._take(instance)
+        self.fd = self._take(instance) if fd < 0 else fd
         os.ftruncate(self.fd, 0)
         os.pwrite(self.fd, f"{os.getpid()}\n".encode(), 0)
 

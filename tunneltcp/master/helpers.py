@@ -87,6 +87,11 @@ class Helpers:
         self._waiting.append((work, _Helper(answered, keep, run_as)))
         self._start_waiting()
 
+    @property
+    def are_idle(self) -> bool:
+        """Whether none is at work."""
+        return not self._running and not self._waiting
+
     def close(self) -> None:
         """Kill those at work and forget their answers; they are reaped as ever."""
         self._closed = True

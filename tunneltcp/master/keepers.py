@@ -18,17 +18,18 @@ import os
 import socket
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from loguru import logger
 
 from tunneltcp.control.counters import Counter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from tunneltcp.control.context import WorkerContext
     from tunneltcp.master.children import Children
+    from tunneltcp.master.handover import Descriptors
     from tunneltcp.master.report import LastExit
 
 __all__ = ["Keepers"]
@@ -121,7 +122,28 @@ class Keepers:
                 self._lost()
             return
         keeper.pid = pid
-        self._children.watch(pid, lambda _status: self._on_exit(keeper))
+        self._watch(keeper)
+
+    def hand_over(self, fds: Descriptors) -> dict[str, Any]:
+        """Return what the next version of the master goes on with."""
+        kept = [*self._old, *([self._current] if self._current else [])]
+        return {
+            "all": [[fds.keep(one.fd), one.pid, one.was_gone] for one in kept],
+            "has_current": self._current is not None,
+            "died_at": self._died_at,
+            "faults": self._faults,
+            "moved": self._moved,
+        }
+
+    def go_on(self, before: Mapping[str, Any]) -> None:
+        """Have the keepers that the version before us had; they are our children still."""
+        self._old = [_Keeper(*values) for values in before["all"]]
+        self._current = self._old.pop() if before["has_current"] else None
+        for keeper in [*self._old, *([self._current] if self._current else [])]:
+            if keeper.pid:
+                self._watch(keeper)
+        self._died_at = before["died_at"]
+        self._faults, self._moved = before["faults"], before["moved"]
 
     def drop_old(self) -> None:
         """The successor has all that the keepers before had."""
@@ -161,6 +183,9 @@ class Keepers:
             keeper.fd = -1
         if keeper.pid:
             self._children.kill(keeper.pid)
+
+    def _watch(self, keeper: _Keeper) -> None:
+        self._children.watch(keeper.pid, lambda _status: self._on_exit(keeper))
 
     def _on_exit(self, keeper: _Keeper) -> None:
         keeper.pid = 0

@@ -10,13 +10,15 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tunneltcp.master.resources import BACKLOG, open_listeners
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
+
+    from tunneltcp.master.handover import Descriptors
 
 __all__ = ["Listeners"]
 
@@ -68,6 +70,16 @@ class Listeners:
             with sock as listener, suppress(OSError):
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 listener.listen(BACKLOG)
+
+    def hand_over(self, fds: Descriptors) -> dict[str, Any]:
+        """Return what the next version of the master goes on with."""
+        kept = [fds.keep(fd) for fd in self.fds]
+        return {"fds": kept, "addresses": self.addresses, "shut": self._shut}
+
+    def go_on(self, before: Mapping[str, Any]) -> None:
+        """Have the ports that the version before us had."""
+        self.fds, self.addresses = tuple(before["fds"]), tuple(before["addresses"])
+        self._shut = before["shut"]
 
     def close(self) -> None:
         """Let go of the port."""

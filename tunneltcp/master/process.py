@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import random
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -167,6 +167,12 @@ TRANSITIONS: Final[Mapping[tuple[ProcessState, Input], _Row]] = {
 }
 
 
+_HANDED: Final = (
+    "failures", "asked", "blocked", "spawned", "spawns", "wanted", "drain_said",
+)  # fmt: skip
+"""What of a life is private and goes on in the next version of the master."""
+
+
 class ProcessLife:
     """One worker's state, its failures so far and its deadline."""
 
@@ -191,6 +197,17 @@ class ProcessLife:
         self._spawns = 0
         self._wanted = False
         self._drain_said = False
+
+    def hand_over(self) -> dict[str, Any]:
+        """Return all of it as plain values, for :meth:`go_on` in the next version of us."""
+        values = {name: getattr(self, f"_{name}") for name in _HANDED}
+        return values | {"state": self.state.value, "deadline": self.deadline}
+
+    def go_on(self, before: Mapping[str, Any]) -> None:
+        """Be where another one was; the clock is the same."""
+        self.state, self.deadline = ProcessState(before["state"]), before["deadline"]
+        for name in _HANDED:
+            setattr(self, f"_{name}", before[name])
 
     @property
     def restarts(self) -> int:

@@ -56,6 +56,11 @@ class Reloader:
         self._reading: list[Respond] = []
         """Who waits for the one that runs."""
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether somebody waits for what is being read."""
+        return bool(self._asked or self._reading)
+
     def reload(self, respond: Respond) -> None:
         """Read the config again and act on the difference; a broken one changes nothing."""
         if self._master.is_stopping:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from loguru import logger
 
@@ -21,7 +21,16 @@ if TYPE_CHECKING:
     from tunneltcp.master.messages import LinkChanged
     from tunneltcp.net.loop import Loop
 
-__all__ = ["CHANGED", "REPLACED", "RESTARTED", "LastExit", "Reporter", "describe_exit", "stamp"]
+__all__ = [
+    "CHANGED",
+    "REPLACED",
+    "RESTARTED",
+    "UPGRADED",
+    "LastExit",
+    "Reporter",
+    "describe_exit",
+    "stamp",
+]
 
 REPLACED: Final = "asked to be replaced"
 """Reason of an exit that is nobody's failure: TERM to a worker."""
@@ -29,8 +38,13 @@ REPLACED: Final = "asked to be replaced"
 RESTARTED: Final = "was restarted by a person"
 CHANGED: Final = "got other settings"
 
-_ASKED_FOR: Final = (REPLACED, RESTARTED, CHANGED)
+UPGRADED: Final = "made room for a new version"
+
+_ASKED_FOR: Final = (REPLACED, RESTARTED, CHANGED, UPGRADED)
 """Reasons of exits that are no failures."""
+
+_HANDED: Final = ("_link_trouble", "_target_trouble", "_link_up", "_was_blocked", "takeover")
+"""What a reporter knows and the next version of the master goes on with."""
 
 _FAULTS: Final = ("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGABRT")
 
@@ -127,6 +141,18 @@ class Reporter:
         self._link_up = False
         self._was_blocked = False
         self._taken: TookOver | None = None
+        self.takeover: dict[str, Any] | None = None
+        """What a worker took over from the one before it, and for how long that stood still
+        (None while it does)."""
+
+    def hand_over(self) -> dict[str, Any]:
+        """Return what the next version of the master goes on with."""
+        return {name: getattr(self, name) for name in _HANDED}
+
+    def go_on(self, before: Mapping[str, Any]) -> None:
+        """Know what the version before us knew."""
+        for name in _HANDED:
+            setattr(self, name, before[name])
 
     @property
     def trouble(self) -> str:
@@ -158,12 +184,15 @@ class Reporter:
                 self.warned(what.text)
             case TookOver():
                 self._taken = what
+                self.takeover = asdict(what) | {"stood_still_seconds": None}
             case StoodStill():
                 self._went_on(what.seconds)
 
     def _went_on(self, seconds: float) -> None:
         """What the worker before this one carried goes on."""
         taken, self._taken = self._taken, None
+        if self.takeover is not None:
+            self.takeover["stood_still_seconds"] = seconds
         if taken is not None and self._events.admit("took over", self._loop.now) is not None:
             text = "{} streams taken over, {} reset; they stood still for {:.3f} s"
             self._log.info(text, taken.streams, taken.reset, seconds)
@@ -171,6 +200,7 @@ class Reporter:
     def exited(self, exit_: LastExit, *, expected: bool) -> None:
         """The worker is gone."""
         self._link_up = False
+        self._taken = self.takeover = None
         self._link_trouble = self._target_trouble = ""
         if expected:
             self._log.info("worker stopped: {}", exit_.reason)

@@ -34,6 +34,9 @@ def answer_request(
             master.reloader.reload(respond)
         case {"op": "reload-tokens"}:
             master.reloader.reload_tokens(respond)
+        case {"op": "upgrade"}:
+            canary = request.get("canary")
+            respond(master.upgrader.begin(canary if isinstance(canary, int) else None))
         case {"op": "restart" | "start" | "stop"} if master.is_stopping:
             respond({"error": "the master is stopping"})
         case {"op": str(), "port": int(port)}:

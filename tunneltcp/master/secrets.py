@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from tunneltcp.config.model import Config
     from tunneltcp.config.token_reader import TokenReader
+    from tunneltcp.master.handover import Descriptors
     from tunneltcp.master.helpers import Helpers
     from tunneltcp.master.keys import Derive
 
@@ -143,6 +144,18 @@ class PortSecrets:
             port: fd for port, fd in certificates.items() if port in new.keys or port == SPARE
         }
         _close_all(old - {*self._keys.values(), *self._certificates.values()})
+
+    def hand_over(self, fds: Descriptors) -> dict[str, Any]:
+        """Return what the next version of the master goes on with."""
+        return {
+            "keys": [[port, fds.keep(fd)] for port, fd in self._keys.items()],
+            "certificates": [[port, fds.keep(fd)] for port, fd in self._certificates.items()],
+        }
+
+    def go_on(self, before: Mapping[str, Any]) -> None:
+        """Have the secrets that the version before us had: nobody sees another certificate."""
+        self._keys = dict(before["keys"])
+        self._certificates = dict(before["certificates"])
 
     def close(self) -> None:
         """Let go of all of them."""

@@ -30,6 +30,18 @@ class SignalQueue:
         self._old = {number: signal.signal(number, _record) for number in self._handlers}
         loop.register(self._reader, READ, self._on_readable)
 
+    def hold_back(self) -> None:
+        """Let no more of them come, and act on those that did.
+
+        What comes from now on waits in the kernel, also for another program in this process.
+        """
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._handlers)
+        self._on_readable(0)
+
+    def let_through(self) -> None:
+        """Let those come that were held back."""
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._handlers)
+
     def _on_readable(self, _events: int) -> None:
         with suppress(BlockingIOError):
             for number in os.read(self._reader, 512):

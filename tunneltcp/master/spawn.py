@@ -34,7 +34,7 @@ from tunneltcp.log import access_path, setup_log
 from tunneltcp.net.keeper import start_keeper
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from tunneltcp.control.context import WorkerContext
 
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MAX_ANSWER_BYTES",
     "fork_helper",
+    "fork_program",
     "fork_worker",
     "freeze",
     "merge_memory",
@@ -230,6 +231,44 @@ def _help(
             code = ExitCode.DONE
     finally:
         os._exit(code)
+
+
+def fork_program(
+    command: list[str],
+    environment: Mapping[str, str],
+    keep: Sequence[int],
+    output: int,
+    deadline_seconds: int,
+) -> int:
+    """Fork a short-lived child that becomes another program; return its pid.
+
+    Args:
+        command: The program's path, and its words.
+        environment: Its environment.
+        keep: Those of our descriptors that it gets, under the same numbers.
+        output: Where it writes what it would print.
+        deadline_seconds: After this the kernel ends it; an alarm outlives ``execve``.
+
+    Raises:
+        OSError: If there can be no further process now.
+    """
+    master_pid = os.getpid()
+    pid, mask = _fork()
+    if pid:
+        return pid
+    try:
+        signal.alarm(deadline_seconds)
+        _begin_child(master_pid, (output, *keep), mask)
+        _point_at(os.open(os.devnull, os.O_RDWR), (0,))
+        for number in (1, 2):
+            os.dup2(output, number)
+        for fd in keep:
+            os.set_inheritable(fd, True)
+        os.execve(command[0], command, environment)  # noqa: S606 - ourselves
+    except BaseException as error:  # noqa: BLE001 - the outermost handler: say it and leave
+        os.write(output, f"{type(error).__name__}: {error}\n".encode())
+    finally:
+        os._exit(ExitCode.CRASH)
 
 
 def _fork() -> tuple[int, SignalMask]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tunneltcp.config.model import Config
     from tunneltcp.control.context import Role
     from tunneltcp.master.folders import Folders
+    from tunneltcp.master.progress import Progress
     from tunneltcp.master.tunnel import Tunnel
 
 __all__ = ["master_status", "tunnel_status"]
@@ -33,6 +34,7 @@ def master_status(
     folders: Folders,
     tunnels: Sequence[Tunnel],
     config: Config,
+    upgrade: Progress,
 ) -> dict[str, Any]:
     """Return the state of a master and of all its tunnels."""
     return {
@@ -48,6 +50,9 @@ def master_status(
         "token": str(config.token),
         "server": config.server or None,
         "clients": [_client(client) for client in config.clients],
+        "upgrade": upgrade.status(
+            [tunnel.config.remote_port for tunnel in tunnels if tunnel.is_outdated]
+        ),
         "tunnels": [tunnel_status(tunnel) for tunnel in tunnels],
     }
 
@@ -76,6 +81,7 @@ def tunnel_status(tunnel: Tunnel) -> dict[str, Any]:
         "reason": tunnel.reason or tunnel.trouble or None,
         "stopped_by_user": tunnel.is_stopped,
         "pid": tunnel.pid,
+        "version": tunnel.version,
         "crash_safe": tunnel.keepers.is_kept,
         "link": _link(tunnel),
         "visitors": page[Counter.VISITORS] if runs else 0,
@@ -91,6 +97,7 @@ def tunnel_status(tunnel: Tunnel) -> dict[str, Any]:
         "log_dropped": page[Counter.LOG_DROPPED],
         "beat_age": _beat_age(page[Counter.BEAT_NS]) if runs else None,
         "restarts": tunnel.life.restarts,
+        "last_takeover": tunnel.report.takeover,
         "last_exit": asdict(tunnel.last_exit) if tunnel.last_exit else None,
         "rss": sample.rss if sample else None,
         "private": sample.private if sample else None,

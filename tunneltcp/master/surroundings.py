@@ -55,6 +55,8 @@ class Surroundings:
     worker_main: Callable[[WorkerContext], int]
     maps: list[memoryview]
     """All mappings of counters, for a child to let go of."""
+    generation: int = 1
+    """Which image of this process we are: each upgrade makes one more."""
 
     def others_up(self, counters: memoryview) -> bool:
         """Whether a tunnel but that of ``counters`` has its link: then the server is there."""

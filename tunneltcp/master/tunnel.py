@@ -1,22 +1,22 @@
-"""One tunnel in the master: its listeners, its memory, and the worker that serves it.
+"""One tunnel in the master: what it has (``tunnel_state.py``), and the worker that serves it.
 
 What is to be done is decided in ``process.py``; this is the thin code that does it and reports
-back. Listeners and memory stay when a worker goes; each worker has a channel of its own.
+back. Listeners and memory stay when a worker goes; each worker has a channel of its own. When
+the master becomes another version of itself all of it goes on, the worker too (``upgrade.py``).
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
+from tunneltcp import __version__
 from tunneltcp.advice import port_trouble
-from tunneltcp.control.context import MEMORY_BYTES
-from tunneltcp.control.counters import COUNTERS_BYTES, Counter, LinkState, map_counters
+from tunneltcp.config.plain import tunnel_from_plain
+from tunneltcp.control.counters import Counter, LinkState
 from tunneltcp.master.channel import WorkerChannel
 from tunneltcp.master.helpers import port_holder
-from tunneltcp.master.keepers import Keepers
-from tunneltcp.master.listeners import Listeners
+from tunneltcp.master.launch import launch
 from tunneltcp.master.messages import (
     Answer,
     KeeperMade,
@@ -31,18 +31,18 @@ from tunneltcp.master.messages import (
     WorkerMessage,
 )
 from tunneltcp.master.monitor import Sampler
-from tunneltcp.master.process import Action, Input, ProcessLife, ProcessState
+from tunneltcp.master.process import Action, Input, ProcessState
 from tunneltcp.master.questions import Questions
-from tunneltcp.master.report import CHANGED, REPLACED, RESTARTED, Reporter, describe_exit
-from tunneltcp.master.resources import PortBusy, make_memory
-from tunneltcp.master.spawn import fork_worker
-from tunneltcp.master.surroundings import WorkerFds, allowed_networks
+from tunneltcp.master.report import CHANGED, REPLACED, RESTARTED, describe_exit
+from tunneltcp.master.resources import PortBusy
+from tunneltcp.master.surroundings import allowed_networks
+from tunneltcp.master.tunnel_state import TunnelState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from tunneltcp.config.model import TunnelConfig
-    from tunneltcp.master.report import LastExit
+    from tunneltcp.master.handover import Descriptors
     from tunneltcp.master.surroundings import Surroundings
     from tunneltcp.net.loop import Timer
 
@@ -56,54 +56,51 @@ _CHANNEL_END_SECONDS: Final = 1.0
 """A worker whose channel ended is leaving; if it is still there after this, it is broken."""
 
 
-class Tunnel:
+class Tunnel(TunnelState):
     """One configured forwarding and its worker, if there is one."""
 
-    def __init__(self, config: TunnelConfig, around: Surroundings) -> None:
-        """Make the tunnel's memory.
+    def __init__(
+        self,
+        config: TunnelConfig,
+        around: Surroundings,
+        before: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Make the tunnel's memory, or go on with all that ``before`` says.
 
         Raises:
             OSError: If the kernel has none to give.
         """
-        self.config = config
-        self.life = ProcessLife(drain_seconds=around.drain_seconds)
-        self.pid: int | None = None
-        self.reason = ""
-        """Why it does not run; empty if it does."""
-        self.last_exit: LastExit | None = None
-        self.link_peer = ""
-        self.link_client = ""
-        """Name of the client that has the link, if it has one."""
-        self.sampler: Sampler | None = None
-        self.is_stopped = False
-        """A person has stopped it: it stays so until a person starts it."""
-        self.is_removed = False
-        """The config does not name it any more: it goes when its visitors have gone."""
-        self.has_predecessor = False
-        """A removed tunnel still has the port: two workers of one port never run."""
-        self._around = around
-        self._report = Reporter(
-            config.remote_port, around.loop, lambda: around.others_up(self.counters)
-        )
-        self._listeners = Listeners(config.remote_port, around.addresses)
+        super().__init__(config, around, lambda: self._say({"type": "keeper"}), before)
         self._questions = Questions(around.loop)
-        self._counters_fd = make_memory(f"counters-{config.remote_port}", COUNTERS_BYTES)
-        self._memory_fd = make_memory(f"memory-{config.remote_port}", MEMORY_BYTES)
-        self.counters = map_counters(self._counters_fd)
-        """The page of counters, readable at any time."""
-        around.maps.append(self.counters)
-        self.keepers = Keepers(around.children, lambda: self._say({"type": "keeper"}))
-        """What holds the worker's sockets when it dies."""
         self._channel: WorkerChannel | None = None
         self._timer: Timer | None = None
-        self._started_at = 0.0
-        self._kill_reason = ""
-        self._closing = False
+        if before is not None:
+            self._go_on_with_worker(before["channel"])
 
-    @property
-    def is_gone(self) -> bool:
-        """Whether it is stopped and nothing of it runs."""
-        return self.life.state is ProcessState.STOPPED and self.pid is None
+    @classmethod
+    def taken_over(cls, before: Mapping[str, Any], around: Surroundings) -> Tunnel:
+        """Make it again from what :meth:`hand_over` returned; its worker notices nothing."""
+        return cls(tunnel_from_plain(before["config"]), around, before)
+
+    def hand_over(self, fds: Descriptors) -> dict[str, Any]:
+        """Return all that the next version of the master needs to go on with it."""
+        channel = self._channel.fd if self._channel is not None else -1
+        return super().hand_over(fds) | {"channel": fds.keep(channel)}
+
+    def _go_on_with_worker(self, channel: int) -> None:
+        self._arm()
+        if self.pid is None:
+            return
+        self.sampler = Sampler(self.pid)
+        self._around.children.watch(self.pid, self._on_exit)
+        if channel < 0:
+            self._on_channel_end("")
+            return
+        loop = self._around.loop
+        self._channel = WorkerChannel(loop, self._take, self._on_channel_end, channel)
+        if self._wants_to_go:
+            pid = self.pid
+            loop.call_later(_REPLACE_SECONDS, lambda: self._replace(pid))
 
     def feed(self, happened: Input) -> None:
         """Report what happened and do what follows from it."""
@@ -113,21 +110,10 @@ class Tunnel:
             self._perform(action)
         self._arm()
 
-    @property
-    def trouble(self) -> str:
-        """What keeps visitors from their target although the worker runs; empty if nothing."""
-        return self._report.trouble
-
     def close_listeners(self) -> None:
         """Take no new visitors; the worker is told by DRAIN to do the same."""
         self._closing = True
         self._listeners.close()
-
-    def take_settings(self) -> None:
-        """Learn what a new config says for all tunnels; a port that is bound stays there."""
-        self.life.drain_seconds = self._around.drain_seconds
-        if not self._listeners.fds:
-            self._listeners.addresses = self._around.addresses
 
     def bind(self) -> bool:
         """Have the listeners open; return False, and know the reason, if that fails."""
@@ -143,9 +129,9 @@ class Tunnel:
             if busy.in_use:
                 self._around.helpers.run(lambda: port_holder(port), self._on_holder)
             else:
-                self._report.blocked(self.reason)
+                self.report.blocked(self.reason)
             return False
-        self._report.bound()
+        self.report.bound()
         return True
 
     # ------------------------------------------------------------ what people ask for
@@ -230,13 +216,7 @@ class Tunnel:
         self.keepers.end()
         if self._timer is not None:
             self._timer.cancel()
-        # Not ``remove``: pages of equal content are equal, and it would take another's.
-        self._around.maps[:] = [x for x in self._around.maps if x is not self.counters]
-        memory = self.counters.obj
-        self.counters.release()
-        memory.close()  # type: ignore[attr-defined]
-        os.close(self._counters_fd)
-        os.close(self._memory_fd)
+        self._pages.close()
 
     def _perform(self, action: Action) -> None:
         if action is Action.SPAWN:
@@ -265,40 +245,30 @@ class Tunnel:
         if not self.bind():
             self.feed(Input.BLOCKED)
             return
-        around = self._around
         try:
-            channel = WorkerChannel(around.loop, self._take, self._on_channel_end)
+            pid, channel = launch(
+                self.config,
+                self._around,
+                listeners=self._listeners.fds,
+                pages=self._pages,
+                keepers=self.keepers,
+                took=self._take,
+                ended=self._on_channel_end,
+            )
         except OSError as error:
             self._not_spawned(error)
             return
-        fds = WorkerFds(
-            listeners=self._listeners.fds,
-            channel=channel.worker_fd,
-            counters=self._counters_fd,
-            memory=self._memory_fd,
-            keys=around.secrets.keys_fd(self.config.remote_port),
-            certificate=around.secrets.certificate_fd(self.config.remote_port),
-        )
-        try:
-            context = self.keepers.equip(around.make_context(self.config, fds))
-            pid = fork_worker(context, around.worker_main, around.maps)
-        except OSError as error:
-            self.keepers.forked(failed=True)
-            channel.close()
-            self._not_spawned(error)
-            return
-        finally:
-            channel.give_away()
-        self.keepers.forked()
         self._adopt(pid, channel)
 
     def _not_spawned(self, error: OSError) -> None:
         self.reason = f"cannot start a process: {(error.strerror or '?').lower()}"
-        self._report.blocked(self.reason)
+        self.report.blocked(self.reason)
         self.feed(Input.BLOCKED)
 
     def _adopt(self, pid: int, channel: WorkerChannel) -> None:
         self.pid = pid
+        self.version, self.generation = __version__, self._around.generation
+        self._wants_to_go = False
         self.reason = "starting"
         self._channel = channel
         self._kill_reason = ""
@@ -310,7 +280,7 @@ class Tunnel:
             return
         found = holder or {"holder": "", "listens": False}
         self.reason = port_trouble(self.config.remote_port, **found)
-        self._report.blocked(self.reason)
+        self.report.blocked(self.reason)
 
     def _on_channel_end(self, problem: str) -> None:
         """The worker hung up and is about to leave, or broke the rules."""
@@ -332,13 +302,13 @@ class Tunnel:
             case Ready():
                 self.reason = ""
                 self.keepers.drop_old()
-                self._report.ready(self.pid, self._around.loop.now - self._started_at)
+                self.report.ready(self.pid, self._around.loop.now - self._started_at)
                 if self.pid is not None:
                     self.sampler = Sampler(self.pid)
                     self.sampler.look()
                 self.feed(Input.READY)
             case Replace():
-                pid = self.pid
+                pid, self._wants_to_go = self.pid, True
                 self._around.loop.call_later(_REPLACE_SECONDS, lambda: self._replace(pid))
             case KeeperMade():
                 self.keepers.made(message.pid)
@@ -346,9 +316,9 @@ class Tunnel:
                 is_up = message.state != "down"
                 self.link_peer = message.peer if is_up else ""
                 self.link_client = message.client if is_up else ""
-                self._report.link(message)
+                self.report.link(message)
             case TargetChanged() | Warned() | TookOver() | StoodStill():
-                self._report.said(message)
+                self.report.said(message)
             case Answer():
                 self._questions.answer(message.number, message.body)
             case Resolve():
@@ -380,9 +350,8 @@ class Tunnel:
         self.last_exit = describe_exit(status, now - self._started_at, self._kill_reason)
         if not (self.is_stopped or self.is_removed):
             self.reason = self.last_exit.reason
-        self.pid = None
-        self.sampler = None
-        self._report.exited(self.last_exit, expected=self.life.state is ProcessState.STOPPING)
+        self.pid = self.version = self.sampler = None
+        self.report.exited(self.last_exit, expected=self.life.state is ProcessState.STOPPING)
         self.link_peer = self.link_client = ""
         self.counters[Counter.LINK_STATE] = LinkState.DOWN
         permanent = self.last_exit.is_permanent

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 
@@ -11,10 +11,11 @@ from tunneltcp.master.surroundings import allowed_networks
 from tunneltcp.master.tunnel import Tunnel
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from tunneltcp.config.model import TunnelConfig
     from tunneltcp.master.changes import Changes
+    from tunneltcp.master.handover import Descriptors
     from tunneltcp.master.stopped import StoppedPorts
     from tunneltcp.master.surroundings import Surroundings
 
@@ -45,6 +46,24 @@ class TunnelSet:
             if tunnel.config.remote_port in self._stopped.ports:
                 tunnel.stop()
             tunnel.bind()  # all ports first: nobody waits for somebody else's worker
+
+    def hand_over(self, fds: Descriptors) -> list[dict[str, Any]]:
+        """Return what the next version of the master goes on with."""
+        waiting = {id(tunnel): turn for turn, tunnel in enumerate(self.unstarted)}
+        return [
+            tunnel.hand_over(fds) | {"turn": waiting.get(id(tunnel), -1)}
+            for tunnel in self._tunnels
+        ]
+
+    def go_on(self, before: Sequence[Mapping[str, Any]]) -> None:
+        """Have all tunnels that the version before us had, as they were."""
+        turns = {}
+        for values in before:
+            tunnel = Tunnel.taken_over(values, self.around)
+            self._tunnels.append(tunnel)
+            if values["turn"] >= 0:
+                turns[values["turn"]] = tunnel
+        self.unstarted = [turns[turn] for turn in sorted(turns)]
 
     def make_new(self, configs: Sequence[TunnelConfig]) -> list[Tunnel]:
         """Make those that :meth:`apply` is to begin with: all of them, or none.

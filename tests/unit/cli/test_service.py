@@ -17,7 +17,7 @@ from tunneltcp.cli.main import main
 from tunneltcp.cli.templates import STOP_MARGIN_SECONDS, Service, program, unit
 from tunneltcp.config.model import DEFAULT_DRAIN_SECONDS
 from tunneltcp.errors import ConfigError
-from tunneltcp.master import master as master_module
+from tunneltcp.master import stopping
 from tunneltcp.master.process import START_SECONDS
 
 ROOT = Path(__file__).parents[3]
@@ -91,7 +91,7 @@ def test_what_is_printed_is_the_same_filled_in(manager, role, config):
 
 
 def test_the_stop_margin_is_more_than_a_master_takes():
-    own = START_SECONDS + master_module._STOP_LIMIT_SECONDS
+    own = START_SECONDS + stopping._STOP_LIMIT_SECONDS
     assert own < STOP_MARGIN_SECONDS
     assert default_service("server", drain_seconds=30).stop_seconds == 30 + STOP_MARGIN_SECONDS
 

@@ -31,7 +31,7 @@ WAITING = {
 }  # fmt: skip
 ANSWER = {
     "role": "server", "instance": "web", "pid": 7, "since": "2026-11-22T15:04:05.123+00:00",
-    "tunnels": [TUNNEL, WAITING],
+    "version": "0.2.0", "tunnels": [TUNNEL, WAITING],
 }  # fmt: skip
 
 
@@ -73,8 +73,18 @@ def test_the_table(tmp_path):
         "MB",
         "1", "2", "20.0", "MB", "web",
     ]  # fmt: skip
+    assert "server web, process 7, since 2026-11-22T15:04:05Z, version 0.2.0" in done.stdout
     assert "60002: port 60002 is busy\\x1b[2J" in done.stdout
     assert "\x1b" not in done.stdout
+
+
+@pytest.mark.parametrize("state", ["canary", "failed", "replacing"])
+def test_who_runs_older_code_is_named(tmp_path, state):
+    upgrade = {"from": "0.1.0", "state": state, "left": [60001, 60002]}
+    with answering(tmp_path / "a", encode_frame(ANSWER | {"upgrade": upgrade})):
+        done = status("--run-dir", tmp_path / "a")
+    line = '60001-60002: on version 0.1.0 as before; "tunneltcp upgrade" goes on with all'
+    assert (line in done.stdout) is (state != "replacing")
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xff\xff\xff", encode_frame({"error": "no"})])

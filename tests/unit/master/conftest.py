@@ -199,7 +199,12 @@ def start_master(folders):
     running: list[MasterProcess] = []
 
     def start(
-        *tunnels: TunnelConfig, role=Role.SERVER, prepare=None, load_again=None, **settings
+        *tunnels: TunnelConfig,
+        role=Role.SERVER,
+        prepare=None,
+        load_again=None,
+        again=None,
+        **settings,
     ):
         settings = {
             "drain_seconds": 1.0,
@@ -213,7 +218,7 @@ def start_master(folders):
         config = Config(tunnels=tunnels, **settings) if load_again is None else load_again()
         pid = os.fork()  # noqa: TID251 - a master of its own, without a second's start-up
         if pid == 0:
-            _run_master(config, role, folders, prepare, load_again)
+            _run_master(config, role, folders, prepare, load_again, again)
         running.append(MasterProcess(pid, folders))
         return running[-1]
 
@@ -241,7 +246,7 @@ class _Master(Master):
         return replace(super()._make_context(tunnel, fds), crash_safe=False)
 
 
-def _run_master(config, role, folders, prepare, load_again):
+def _run_master(config, role, folders, prepare, load_again, again):
     code = 99
     try:
         gc.freeze()  # garbage of the test's own process would close numbers that are ours now
@@ -261,6 +266,7 @@ def _run_master(config, role, folders, prepare, load_again):
             derive_key=fake_key,
             reader=TokenReader(role.value, (folders.state,), {}),
             load_again=load_again,
+            again=again,
         )
         code = master.run()
     except BaseException:  # noqa: BLE001 - shown, and a code that no test expects

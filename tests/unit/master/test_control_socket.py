@@ -186,3 +186,33 @@ def test_a_socket_left_by_a_crash_is_replaced(tmp_path):
     loop = Loop(max_sleep_seconds=0.0)
     ControlSocket(loop, path, lambda request, respond: respond(request)).close()
     loop.close()
+
+
+def test_who_comes_while_it_pauses_is_answered_later_and_by_whoever_has_it_then(tmp_path):
+    path, loop = tmp_path / "control.sock", Loop(max_sleep_seconds=0.0)
+    first = ControlSocket(loop, path, lambda _request, respond: respond({"by": "first"}))
+    first.pause()
+    first.pause()
+    with socket.socket(socket.AF_UNIX) as asking:
+        asking.connect(str(path))
+        asking.send(encode_frame({}))
+        for _ in range(3):
+            loop.turn()
+        assert first.is_idle, "nobody was let in"
+        other = Loop(max_sleep_seconds=0.0)
+        next_one = ControlSocket(
+            other, path, lambda _request, respond: respond({"by": "next"}), os.dup(first.fd)
+        )
+        for _ in range(3):
+            other.turn()
+        assert not next_one.is_idle
+        asking.settimeout(2)
+        assert FrameDecoder().feed(asking.recv(1000)) == [{"by": "next"}]
+        first.resume()
+        first.resume()
+        next_one.close()
+        with socket.socket(socket.AF_UNIX) as refused, pytest.raises(OSError, match="No such"):
+            refused.connect(str(path))
+    first.close()
+    loop.close()
+    other.close()
