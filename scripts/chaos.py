@@ -111,7 +111,9 @@ class Books:
         if not self.warm:
             return []
         more = [now - before for now, before in zip(self.look(), self.warm, strict=True)]
-        print(f"masters' memory since warm: {', '.join(f'{one / 1024:+.0f} KiB' for one in more)}")
+        print(
+            f"masters' memory since warm: {', '.join(f'{one / 1024:+.0f} KiB' for one in more)}"
+        )
         return [f"a master grew by {one} bytes" for one in more if one > MASTER_GROWTH_BYTES]
 
 
@@ -175,7 +177,9 @@ def kills(options: argparse.Namespace, storm: Storm, books: Books) -> Iterable[l
         sound = max(born[one] for one in sides) + SOUND_SECONDS * chance.uniform(1, 1.3)
         pause(max(0.0, sound - time.monotonic()))
         if how == "LOOP":
-            blow = storm.strike(side, Instant.within(chance.choice(LOOPED), chance, LOOP, 3000), 5)
+            blow = storm.strike(
+                side, Instant.within(chance.choice(LOOPED), chance, LOOP, 3000), 5
+            )
             if blow is None:
                 continue
         else:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import resource
 import signal
 import socket
-import subprocess
 import tempfile
 import time
 from contextlib import ExitStack
@@ -17,18 +15,16 @@ from typing import TYPE_CHECKING, Final
 from tests.support.apps import start_nginx
 from tests.support.ports import free_port
 from tests.support.processes import TunnelPair
-from tests.support.require import require_program
 from tests.support.storm import SIDES, Storm, pause
 from tests.support.wait import wait_until
+from tests.support.wrk import run_wrk
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-__all__ = ["idle", "restarts", "restarts_under_wrk", "suspend"]
+__all__ = ["idle", "restarts", "suspend"]
 
-RESTART_SECONDS: Final = 0.4
-"""From one restart to the next: a worker is back within a tenth of that."""
 DESCRIPTORS: Final = 4096
 
 
@@ -53,41 +49,10 @@ def restarts(options: argparse.Namespace) -> int:
             TunnelPair([target], folder, common={"tls": options.tls, "hold": 20})
         )
         for keep_alive in (True, False):
-            found, output = restarts_under_wrk(pair, options.count, keep_alive=keep_alive)
-            print("with keep-alive:" if keep_alive else "without keep-alive:", output.strip())
-            wrong += found
+            run = run_wrk(pair, pair.port, keep_alive=keep_alive, restarts=options.count)
+            print("with keep-alive:" if keep_alive else "without keep-alive:", run.output)
+            wrong += run.wrong
     return end(wrong)
-
-
-def restarts_under_wrk(
-    pair: TunnelPair, count: int, *, keep_alive: bool
-) -> tuple[list[str], str]:
-    """Restart workers of a pair so many times; return what wrk complains of, and all it says."""
-    wrk = require_program("wrk")
-    seconds = max(2, round(count * RESTART_SECONDS) + 1)
-    command = [wrk, "-t1", "-c16", f"-d{seconds}s", "--latency", "--timeout", "10s"]
-    command += [] if keep_alive else ["-H", "Connection: close"]
-    begin = time.monotonic()
-    with subprocess.Popen(
-        [*command, f"http://127.0.0.1:{pair.port}/"], stdout=subprocess.PIPE, text=True
-    ) as process:
-        masters = (pair.server, pair.client)
-        done = 0
-        while done < count and time.monotonic() - begin < seconds - 0.3:
-            pause(max(0.0, begin + 0.2 + done * RESTART_SECONDS - time.monotonic()))
-            master = masters[done % 2]
-            master.wait_for_successor(pair.port, master.restart_worker(pair.port))
-            done += 1
-        output = process.communicate(timeout=seconds + 30)[0]
-    found = re.findall(r"Socket errors: .*|Non-2xx .*", output)
-    served = re.search(r"(\d+) requests in", output)
-    if not keep_alive:  # each answer ends with the end of the connection: wrk counts no error
-        found = [line for line in found if re.search(r"[1-9]", line)]
-    if not served or int(served[1]) < 100:
-        found.append(f"hardly anybody was served: {output}")
-    if done < count:
-        found.append(f"only {done} of {count} restarts were done in {seconds} s")
-    return found, output
 
 
 # -------------------------------------------------------------------------------- idle

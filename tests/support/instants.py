@@ -16,23 +16,23 @@ from __future__ import annotations
 
 import dis
 import importlib
+import itertools
 import os
 import signal
 import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from types import CodeType, FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Iterable
+    from pathlib import Path
     from types import FrameType
 
-    from tests.support.processes import Master
     from tunneltcp.control.context import WorkerContext
 
 __all__ = ["LOOP", "MODULE", "Instant", "arm", "disarm", "functions_of", "is_armed"]
@@ -88,13 +88,15 @@ class Instant:
         )
 
     @classmethod
-    def behind(cls, function: str, call: str, how: int = signal.SIGKILL, hit: int = 1) -> Instant:
+    def behind(
+        cls, function: str, call: str, how: int = signal.SIGKILL, hit: int = 1
+    ) -> Instant:
         """Choose the instruction behind the first call of ``call`` within a function."""
         module, _, name = function.partition(":")
         code = cls(module=f"tunneltcp.{module}", function=name).code()
         seen = False
         found = list(dis.get_instructions(code))
-        for one, after in zip(found, found[1:], strict=False):
+        for one, after in itertools.pairwise(found):
             seen = seen or one.argval == call
             if seen and one.opname.startswith("CALL"):
                 return cls(
@@ -137,23 +139,29 @@ def functions_of(modules: Iterable[str]) -> list[str]:
 # ----------------------------------------------------------------------- what a test says
 
 
-def _path(master: Master, port: int) -> Path:
+class _Logs(Protocol):
+    """A master, as far as it matters here."""
+
+    log_dir: Path
+
+
+def _path(master: _Logs, port: int) -> Path:
     return master.log_dir / f"instant-{port}"
 
 
-def arm(master: Master, port: int, instant: Instant) -> None:
+def arm(master: _Logs, port: int, instant: Instant) -> None:
     """Let the next worker of this tunnel die there; the one that lives is not touched."""
     path = _path(master, port)
     path.with_suffix(".new").write_bytes(orjson.dumps(asdict(instant)))
     path.with_suffix(".new").rename(path)
 
 
-def is_armed(master: Master, port: int) -> bool:
+def is_armed(master: _Logs, port: int) -> bool:
     """Say whether that has not happened yet."""
     return _path(master, port).exists()
 
 
-def disarm(master: Master, port: int) -> bool:
+def disarm(master: _Logs, port: int) -> bool:
     """Let a worker that is born from now on live; whether the instant had not come."""
     try:
         _path(master, port).unlink()

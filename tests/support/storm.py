@@ -1,4 +1,4 @@
-"""A tunnel full of visitors of every kind, whose workers die: nobody may notice more than a pause.
+"""A tunnel full of visitors, whose workers die: nobody may notice more than a pause.
 
 Theory of operation
 -------------------

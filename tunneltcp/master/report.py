@@ -220,8 +220,8 @@ class Reporter:
         self.takeover = replace(taken, stood_still_seconds=seconds)
         if self._events.admit("took over", self._loop.now) is not None:
             self._log.info(
-                "{} streams taken over, {} reset; they stood still for {:.3f} s, the next worker "
-                "served after {:.3f} s; the one before: {}",
+                "{} streams taken over, {} reset; they stood still for {:.3f} s, the next "
+                "worker served after {:.3f} s; the one before: {}",
                 taken.streams,
                 taken.reset,
                 seconds,

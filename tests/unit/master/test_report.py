@@ -11,7 +11,7 @@ from loguru import logger
 
 from tunneltcp.advice import Trouble
 from tunneltcp.master.messages import LinkChanged, StoodStill, TookOver
-from tunneltcp.master.report import REPLACED, Reporter, describe_exit, stamp
+from tunneltcp.master.report import REPLACED, Reporter, Takeover, describe_exit, stamp
 
 
 @pytest.fixture
@@ -140,11 +140,16 @@ def test_warnings_of_a_worker_are_bounded(said, loop):
     assert said == [f"{number}: {{}}" for number in range(20)]
 
 
+def last(report: Reporter) -> Takeover:
+    assert report.takeover is not None
+    return report.takeover
+
+
 class TestTakeover:
     def test_is_known_from_the_first_death_on(self, said, loop):
         report = Reporter(60001, loop)
         report.ready(1, 0.02)
-        assert report.takeover is None
+        assert not report.takeover
         loop.now = 10.0
         report.exited(describe_exit(9, 5.0, ""), expected=False)
         loop.now = 10.1
@@ -152,9 +157,9 @@ class TestTakeover:
         report.exited(describe_exit(11, 0.1, ""), expected=False)
         loop.now = 10.25
         report.said(TookOver(streams=50, reset=2))
-        assert report.takeover is None, "it does not serve yet"
+        assert not report.takeover, "it does not serve yet"
         report.ready(3, 0.02)
-        found = report.takeover
+        found = last(report)
         assert (found.streams, found.reset, found.deaths) == (50, 2, 2)
         assert (found.reason, found.served_seconds) == ("ended by SIGKILL", 0.25)
         assert found.stood_still_seconds is None
@@ -170,14 +175,14 @@ class TestTakeover:
         report.exited(describe_exit(9, 5.0, ""), expected=False)
         report.said(TookOver(streams=7, reset=0))
         report.ready(2, 0.02)
-        first = report.takeover
+        first = last(report)
         report.said(StoodStill(seconds=1.0))
         report.said(StoodStill(seconds=9.0))
         assert report.takeover == replace(first, stood_still_seconds=1.0)
         # Without crash_safe nothing is taken over, and nothing is told.
         report.exited(describe_exit(9, 5.0, ""), expected=False)
         report.ready(3, 0.02)
-        assert report.takeover.streams == 7
+        assert last(report).streams == 7
 
     def test_who_stops_leaves_nothing_to_take_over(self, loop):
         report = Reporter(60001, loop)
