@@ -36,8 +36,10 @@ pytestmark = pytest.mark.slow
 ROUNDS = 10 if is_long() else 1
 STALL_SECONDS = 2.0
 """Of the median blow; a promise is 0.5 s for 99 in 100, on a machine that is not busy."""
-SERVED_SECONDS = 0.6
+SERVED_SECONDS = 1.0
 """The same; promised are 0.1 s."""
+MEET_SECONDS = 1.0
+"""Until an instant comes, with all those visitors; some never do."""
 
 
 # ------------------------------------------------------------------------ in a storm
@@ -79,7 +81,7 @@ def blows(storm: Storm, chance: random.Random) -> Iterator[Blow]:
         yield storm.kill(sides, how, lag)
 
 
-@pytest.mark.timeout(60 * ROUNDS)
+@pytest.mark.timeout(120 * ROUNDS)
 def test_visitors_see_no_more_than_a_pause(storm: Storm) -> None:
     """Busy, half-closed, reset and finished streams, and newcomers; nothing is left over."""
     chance = random.Random(f"{storm.host}")
@@ -138,7 +140,7 @@ def chosen(side: str, chance: random.Random) -> Iterator[Instant]:
 
 
 @pytest.mark.parametrize("_module_storm", ["ipv4"], indirect=True)
-@pytest.mark.timeout(90 * ROUNDS)
+@pytest.mark.timeout(120 * ROUNDS)
 def test_a_worker_may_die_at_any_instant(storm: Storm) -> None:
     chance = random.Random("instants")
     met = 0
@@ -146,7 +148,7 @@ def test_a_worker_may_die_at_any_instant(storm: Storm) -> None:
         for side in SIDES:
             instants = list(chosen(side, chance))
             for instant in instants:
-                met += storm.strike(side, instant, 0.5) is not None
+                met += storm.strike(side, instant, MEET_SECONDS) is not None
                 assert storm.wrong() == [], f"{instant}, {side}"
     assert met > 15 * ROUNDS, "most of these instants come"
     assert storm.end() == []

@@ -12,11 +12,14 @@ import pytest
 from tests.support.apps import Apps
 from tests.support.instants import LOOP, MODULE, Instant, arm, is_armed
 from tests.support.processes import Master, TunnelPair
+from tests.support.require import is_long
 from tests.support.visitors import Load
 from tests.support.wait import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+SUSPENDED_SECONDS = 60.0 if is_long() else 5.0
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +69,7 @@ def test_a_worker_that_hangs_is_replaced_and_its_streams_go_on(
     assert where in log, "the stack says where it was"
 
 
+@pytest.mark.timeout(SUSPENDED_SECONDS + 60)
 def test_a_machine_that_was_suspended_ends_nobody(pair: TunnelPair) -> None:
     """All are stopped for longer than a worker may hang, and go on."""
     pair.wait_links()
@@ -74,7 +78,7 @@ def test_a_machine_that_was_suspended_ends_nobody(pair: TunnelPair) -> None:
     everybody = [*workers, *(master.pid for master in masters)]
     for pid in everybody:
         os.kill(pid, signal.SIGSTOP)
-    end = time.monotonic() + 4
+    end = time.monotonic() + SUSPENDED_SECONDS
     wait_until(lambda: time.monotonic() >= end)
     for pid in reversed(everybody):  # masters first
         os.kill(pid, signal.SIGCONT)

@@ -201,13 +201,6 @@ class Storm:
             os.kill(pid, how)
         return self._recover(f"{signal.Signals(how).name[3:]} {' and '.join(sides)}", old)
 
-    def restart(self, side: str) -> Blow:
-        """Have a worker replaced, as a person does."""
-        self.load.gaps("busy")
-        return self._recover(
-            f"restart {side}", {side: self.master(side).restart_worker(self.port)}
-        )
-
     def strike(self, side: str, instant: Instant, seconds: float = 2.0) -> Blow | None:
         """Have the next worker of a side die at an instant; None if that did not come."""
         master = self.master(side)
