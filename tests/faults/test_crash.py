@@ -89,6 +89,7 @@ def test_visitors_see_no_more_than_a_pause(storm: Storm) -> None:
     for _ in range(ROUNDS):
         for blow in blows(storm, chance):
             assert storm.wrong() == [], blow.what
+            assert max(blow.stood_still) < blow.stall + 1.0, "since this death, not an earlier"
             seen.append(blow)
     assert statistics.median(blow.stall for blow in seen) < STALL_SECONDS, seen
     assert statistics.median(x for blow in seen for x in blow.served) < SERVED_SECONDS, seen
@@ -99,7 +100,9 @@ def test_visitors_see_no_more_than_a_pause(storm: Storm) -> None:
 
 BEHIND = {
     "server": [
+        ("protocol.stream:Stream.fill", "receive_into", 20),
         ("protocol.stream:Stream.fill", "receive_into", 50),
+        ("protocol.stream:Stream.fill", "receive_into", 301),
         ("workers.arrivals:Arrivals._accept", "accept", 3),
         ("relay.relay:Relay._finish_output", "shutdown", 1),
         ("relay.relay:Relay.abort", "close", 1),
@@ -107,7 +110,9 @@ BEHIND = {
         ("workers.successor:_Successor.start", "inherit", 1),
     ],
     "client": [
-        ("protocol.stream:Stream.fill", "receive_into", 50),
+        ("protocol.stream:Stream.fill", "receive_into", 21),
+        ("protocol.stream:Stream.fill", "receive_into", 302),
+        ("workers.client:ClientWorker.on_open", "next_id", 1),
         ("relay.relay:TargetRelay._connect", "connect_ex", 2),
         ("relay.relay:Relay.close", "close_cleanly", 1),
         ("relay.relay:Relay._fail", "record_error", 1),
