@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from tests.support.pattern import PatternChecker, pattern
 from tests.support.ports import free_port
 from tests.support.processes import TunnelPair
 from tests.support.require import require_program
+from tests.support.wrk import run_wrk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,15 +27,20 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
 
 
 @pytest.fixture(scope="module")
-def public(sshd: Sshd, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, int]]:
-    """Public port of each program."""
+def pair(sshd: Sshd, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TunnelPair]:
     folder = tmp_path_factory.mktemp("programs")
     with (
         start_nginx(folder / "nginx", free_port()) as nginx,
         start_iperf3(folder / "iperf3", free_port()) as iperf3,
-        TunnelPair([sshd.port, nginx, iperf3], folder) as pair,
+        TunnelPair([sshd.port, nginx, iperf3], folder) as running,
     ):
-        yield dict(zip(("ssh", "nginx", "iperf3"), pair.ports, strict=True))
+        yield running
+
+
+@pytest.fixture
+def public(pair: TunnelPair) -> dict[str, int]:
+    """Public port of each program."""
+    return dict(zip(("ssh", "nginx", "iperf3"), pair.ports, strict=True))
 
 
 def test_ssh_runs_a_command_with_much_output(sshd: Sshd, public: dict[str, int]) -> None:
@@ -64,33 +69,15 @@ def test_ssh_carries_an_upload(
     assert checker.offset == size
 
 
-def test_many_requests_of_a_web_server_all_succeed(public: dict[str, int]) -> None:
-    wrk = require_program("wrk")
-    url = f"http://127.0.0.1:{public['nginx']}/"
-    command = [wrk, "-t1", "-c32", "-d3s", url]
-    output = subprocess.run(
-        command, capture_output=True, text=True, timeout=30, check=True
-    ).stdout
+@pytest.mark.parametrize("keep_alive", [True, False], ids=["kept", "one request each"])
+def test_requests_of_a_web_server_all_succeed_whatever_is_restarted(
+    public: dict[str, int], pair: TunnelPair, keep_alive: bool
+) -> None:
+    """``scripts/chaos restarts`` has 20 in a row."""
+    run = run_wrk(pair, public["nginx"], keep_alive=keep_alive, restarts=4)
 
-    assert "Socket errors" not in output, output
-    assert "Non-2xx" not in output, output
-    served = re.search(r"(\d+) requests in", output)
-    assert served, output
-    assert int(served[1]) > 1000, output
-
-
-def test_new_connections_to_a_web_server_all_succeed(public: dict[str, int]) -> None:
-    wrk = require_program("wrk")
-    url = f"http://127.0.0.1:{public['nginx']}/"
-    command = [wrk, "-t1", "-c8", "-d2s", "-H", "Connection: close", url]
-    output = subprocess.run(
-        command, capture_output=True, text=True, timeout=30, check=True
-    ).stdout
-
-    errors = re.search(
-        r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", output
-    )
-    assert errors is None or not any(map(int, errors.groups())), output
+    assert run.wrong == [], run.output
+    assert run.requests > (1000 if keep_alive else 200), run.output
 
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["upload", "download"])

@@ -8,6 +8,8 @@ Our own (``Apps.add``, by kind):
 ``early``       answers 413 before it has read the request, then resets
 ``deaf``        accepts and never reads
 ``resetting``   takes one line, sends pattern bytes and ends them with a reset
+``any``         becomes one of these, by the first word that it is sent (then a space, if the
+                app takes a line, or the line's end)
 
 Tests that drive a target step by step use a listening socket of their own instead.
 """
@@ -164,17 +166,23 @@ class _Peer:
     # The loop's side.
 
     def ready(self, events: int) -> None:
-        try:
+        with self.judged():
             if events & WRITE:
                 self._flush()
             if events & READ and not self.over and self.reading:
                 self._read()
+        self.watch()
+
+    @contextmanager
+    def judged(self) -> Iterator[None]:
+        """What goes wrong within the block is the end of it."""
+        try:
+            yield
         except PatternError as error:
             self.app.errors = [*self.app.errors, str(error)][:5]
             self.end("wrong")
         except OSError:
             self.end("reset")
-        self.watch()
 
     def _flush(self) -> None:
         if self.out:
@@ -359,7 +367,31 @@ class _Pattern(_Lined):
             self.end("eof" if line.startswith(b"OK") else "wrong")
 
 
+class _Any(_Peer):
+    """Hands its connection to another behaviour."""
+
+    line = b""
+
+    def on_data(self, data: memoryview) -> None:
+        self.line += bytes(data)
+        line, newline, rest = self.line.partition(b"\n")
+        if not newline:
+            return
+        word, _, words = line.partition(b" ")
+        self.over = True
+        self.app.peers.discard(self)
+        self.app.service.forget(self.sock)
+        peer = _KINDS[word.decode()](self.app, self.sock)
+        self.app.peers.add(peer)
+        with peer.judged():
+            peer.on_start()
+            if first := (words + b"\n" if words else b"") + rest:
+                peer.on_data(memoryview(first))
+        peer.watch()
+
+
 _KINDS: dict[str, type[_Peer]] = {
+    "any": _Any,
     "echo": _Echo,
     "pattern": _Pattern,
     "banner": _Banner,

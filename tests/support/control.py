@@ -11,7 +11,7 @@ import orjson
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["ask_status"]
+__all__ = ["ask", "ask_status"]
 
 
 def ask_status(run_dir: Path) -> dict[str, Any]:
@@ -20,10 +20,19 @@ def ask_status(run_dir: Path) -> dict[str, Any]:
     Raises:
         OSError: If it does not answer.
     """
+    return ask(run_dir, {"op": "status"})
+
+
+def ask(run_dir: Path, request: dict[str, object]) -> dict[str, Any]:
+    """Return the answer of that master to a request.
+
+    Raises:
+        OSError: If it does not answer.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(10)
         sock.connect(os.fspath(run_dir / "control.sock"))
-        _send(sock, {"op": "status"})
+        _send(sock, request)
         return _receive(sock)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import orjson
 
 from tests.support.chaos import Chaos
-from tests.support.control import ask_status
+from tests.support.control import ask, ask_status
 from tests.support.leaks import descendants, expected_children
 from tests.support.ports import free_ports
 from tests.support.service import ROOT
@@ -96,6 +96,7 @@ class Master:
         arguments: Sequence[str] = (),
         run_dir: Path | None = None,
         token: str | None = TOKEN,
+        module: str = "tunneltcp.master",
     ) -> None:
         """Prepare it; nothing is started yet.
 
@@ -107,6 +108,7 @@ class Master:
             arguments: Further options.
             run_dir: Where its run folder will be if it is to choose its folders itself.
             token: Given to it in a file; None: it finds one itself, as its config says.
+            module: What is run; one that adds something to a master for a test.
         """
         self.role = role
         self.instance = instance
@@ -115,6 +117,7 @@ class Master:
         self.allowed: list[str] = []
         """Regular expressions for log lines that may complain."""
         # The path of a socket may have 107 bytes, and the folder of a test has a long name.
+        self._module = module
         self._chooses = run_dir is not None
         self.run_dir = run_dir or Path(tempfile.mkdtemp(prefix="tt-run-"))
         self.state_dir = folder / "state"
@@ -165,7 +168,7 @@ class Master:
         self.config_path.write_bytes(orjson.dumps(self.config))
         with self.stderr_path.open("ab") as output:
             self._process = subprocess.Popen(
-                [*self._prefix, sys.executable, "-m", "tunneltcp.master", *self._words],
+                [*self._prefix, sys.executable, "-m", self._module, *self._words],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -298,6 +301,12 @@ class Master:
         os.kill(pid, number)
         return pid
 
+    def restart_worker(self, port: int) -> int:
+        """Have a worker replaced, as a person does; return the pid it had."""
+        answer = ask(self.run_dir, {"op": "restart", "port": port})
+        assert "error" not in answer, answer
+        return int(answer["pid"] or 0)
+
     def wait_for_successor(self, port: int, old: int, timeout: float = 10) -> int:
         """Wait until another worker serves; return its pid."""
 
@@ -340,6 +349,7 @@ class TunnelPair:
             127.0.0.2, where the relay listens at the same port.
         common: Settings for both configs, such as ``drain``.
         environment: Added to that of both masters.
+        module: As for :class:`Master`.
     """
 
     def __init__(
@@ -355,6 +365,7 @@ class TunnelPair:
         server_options: Mapping[str, object] | None = None,
         client_options: Mapping[str, object] | None = None,
         environment: Mapping[str, str] | None = None,
+        module: str = "tunneltcp.master",
     ) -> None:
         self.ports = free_ports(len(targets))
         tunnels = [
@@ -370,6 +381,7 @@ class TunnelPair:
             instance=instance,
             bind=bind,
             environment=environment,
+            module=module,
         )
         self.client = Master(
             "client",
@@ -378,6 +390,7 @@ class TunnelPair:
             instance=instance,
             server="127.0.0.2" if chaos else server_host,
             environment=environment,
+            module=module,
         )
         self._chaos = chaos
         self.relays: dict[int, Chaos] = {}

@@ -7,7 +7,9 @@ as killing a worker; what the test asks about it then is in :class:`GroupStats`.
 from __future__ import annotations
 
 import errno
+import random
 import socket
+import struct
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ __all__ = ["GroupStats", "Load"]
 
 _CHUNK = 256 * 1024
 _MAX_WAITS = 100_000
+_LINGER_RST = struct.pack("ii", 1, 0)
 _AGAIN = (BlockingIOError, InterruptedError)
 
 
@@ -69,6 +72,9 @@ class _Visitor:
         self.connected = False
         self.reading = True
         self.last = time.monotonic()
+        self.heard = self.last
+        self.gap = 0.0
+        """The longest time between two reads since the group was last asked for its gaps."""
         family = socket.AF_INET6 if ":" in group.address[0] else socket.AF_INET
         self.sock = socket.socket(family, socket.SOCK_STREAM)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -128,6 +134,8 @@ class _Visitor:
         except _AGAIN:
             return
         self.progress()
+        self.gap = max(self.gap, self.last - self.heard)
+        self.heard = self.last
         self.group.down += size
         if size:
             self.on_data(buffer[:size])
@@ -170,7 +178,7 @@ class _Transfer(_Visitor):
             down=self.down,
             flags=self.flags,
         )
-        self.head = line
+        self.head = group.greeting(line)
         self.sent = 0
         self.finished = False
         self.checker = PatternChecker(self.down_seed)
@@ -218,16 +226,19 @@ class _Probe(_Visitor):
     def __init__(self, group: _Group, number: int) -> None:
         self.seed = group.seed + number
         self.checker = PatternChecker(self.seed)
+        self.head = group.greeting(b"")
         self.sent = 0
         self.goal = group.size
         self.asked = time.monotonic()
         super().__init__(group, number)
 
     def wants_write(self) -> bool:
-        return self.sent < self.goal
+        return bool(self.head) or self.sent < self.goal
 
     def write(self) -> None:
-        if self.sent < self.goal:
+        if self.head:
+            self.head = self.head[self.send(self.head) :]
+        if not self.head and self.sent < self.goal:
             self.sent += self.send(pattern(self.seed, self.sent, self.goal - self.sent))
 
     def on_data(self, data: memoryview) -> None:
@@ -248,7 +259,7 @@ class _Probe(_Visitor):
     def _next(self) -> None:
         if self.over:
             return
-        self.last = self.asked = time.monotonic()  # the pause was ours
+        self.last = self.heard = self.asked = time.monotonic()  # the pause was ours
         self.goal += self.group.size
         self.group.service.watch(self.sock, READ | WRITE, self.ready)
 
@@ -256,7 +267,54 @@ class _Probe(_Visitor):
         self.end("short", f"a clean end after {self.checker.offset} bytes")
 
 
-_KINDS: dict[str, type[_Visitor]] = {"transfer": _Transfer, "probe": _Probe}
+class _Hasty(_Transfer):
+    """Resets its connection in the middle of what it sends."""
+
+    def __init__(self, group: _Group, number: int) -> None:
+        chance = random.Random(group.seed + number)
+        self.leaves_at = chance.randrange(1, group.up_size)
+        super().__init__(group, number)
+
+    def write(self) -> None:
+        super().write()
+        if self.sent >= self.leaves_at:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RST)
+            self.end("ok")
+
+
+class _Torn(_Visitor):
+    """Asks a ``resetting`` app for bytes; a reset is the only good end."""
+
+    def __init__(self, group: _Group, number: int) -> None:
+        seed = group.seed + number
+        self.head = group.greeting(f"{seed} {group.down_size}\n".encode())
+        self.checker = PatternChecker(seed)
+        super().__init__(group, number)
+
+    def wants_write(self) -> bool:
+        return bool(self.head)
+
+    def write(self) -> None:
+        if self.head:
+            self.head = self.head[self.send(self.head) :]
+
+    def on_data(self, data: memoryview) -> None:
+        self.checker.feed(data)
+
+    def on_eof(self) -> None:
+        self.end("short", f"{self.checker.offset} bytes, then a clean end instead of a reset")
+
+    def end(self, outcome: str, why: str = "") -> None:
+        was_reset = outcome == "reset" and self.connected
+        super().end("ok" if was_reset else outcome, why)
+
+
+_KINDS: dict[str, type[_Visitor]] = {
+    "transfer": _Transfer,
+    "probe": _Probe,
+    "hasty": _Hasty,
+    "torn": _Torn,
+}
 
 
 class _Group:
@@ -273,6 +331,7 @@ class _Group:
         self.size: int = options["size"]
         self.pause: float = options["pause"]
         self.rounds_each: int = options["rounds"]
+        self.app: str = options["app"]
         self.repeat: bool = options["repeat"]
         self.receive_buffer: int = options["receive_buffer"]
         self.visitors: set[_Visitor] = set()
@@ -284,6 +343,11 @@ class _Group:
         self.stopping = False
         for _ in range(options["count"]):
             self.start_one()
+
+    def greeting(self, line: bytes) -> bytes:
+        """What a visitor says first; an ``any`` app wants to know which app it is to be."""
+        word = self.app.encode()
+        return word + (b" " + line if line else b"\n") if word else line
 
     def start_one(self) -> None:
         self.started += 1
@@ -318,6 +382,15 @@ class _Group:
             "answers": len(waits),
         }
 
+    def gaps(self) -> list[tuple[float, float]]:
+        now = time.monotonic()
+        found = []
+        for visitor in sorted(self.visitors, key=lambda visitor: visitor.number):
+            waits = now - visitor.heard if self._busy(visitor) else 0.0
+            found.append((max(visitor.gap, waits), waits))
+            visitor.gap = 0.0
+        return found
+
     @staticmethod
     def _busy(visitor: _Visitor) -> bool:
         return not isinstance(visitor, _Probe) or visitor.checker.offset < visitor.goal
@@ -338,6 +411,9 @@ class _LoadService(Service):
 
     def do_stats(self, name: str) -> dict[str, Any]:
         return self.groups[name].stats()
+
+    def do_gaps(self, name: str) -> list[tuple[float, float]]:
+        return self.groups[name].gaps()
 
     def do_mark(self, name: str) -> None:
         group = self.groups[name]
@@ -377,6 +453,7 @@ class Load(ServiceProcess):
         repeat: bool = False,
         pause: float = 0.0,
         receive_buffer: int = 0,
+        app: str = "",
     ) -> None:
         """Start visitors of a ``pattern`` app, each with two seeds of its own.
 
@@ -385,6 +462,7 @@ class Load(ServiceProcess):
             down: Bytes back; -1: for ever.
             flags: As for :func:`tests.support.apps.request`.
             repeat: Start another for each that ends, ``pause`` seconds later.
+            app: What an ``any`` app is to be; so for the others here.
         """
         self._start(
             name,
@@ -399,6 +477,7 @@ class Load(ServiceProcess):
             repeat=repeat,
             pause=pause,
             receive_buffer=receive_buffer,
+            app=app,
         )
 
     def probe(
@@ -413,6 +492,7 @@ class Load(ServiceProcess):
         pause: float = 0.0,
         rounds: int = 0,
         repeat: bool = False,
+        app: str = "",
     ) -> None:
         """Start visitors of an ``echo`` app that wait for each answer.
 
@@ -430,6 +510,61 @@ class Load(ServiceProcess):
             pause=pause,
             rounds=rounds,
             repeat=repeat,
+            app=app,
+        )
+
+    def hasty(
+        self,
+        name: str,
+        port: int,
+        *,
+        host: str = "127.0.0.1",
+        count: int,
+        seed: int,
+        up: int,
+        app: str = "",
+    ) -> None:
+        """Start visitors of a ``pattern`` app that reset before they have sent ``up`` bytes.
+
+        For each that has gone another one comes.
+        """
+        self._start(
+            name,
+            "hasty",
+            host=host,
+            port=port,
+            count=count,
+            seed=seed,
+            up=up,
+            down=-1,
+            pause=0.02,
+            repeat=True,
+            app=app,
+        )
+
+    def torn(
+        self,
+        name: str,
+        port: int,
+        *,
+        host: str = "127.0.0.1",
+        count: int,
+        seed: int,
+        down: int,
+        app: str = "",
+    ) -> None:
+        """Start visitors of a ``resetting`` app, one after the other; all must be reset."""
+        self._start(
+            name,
+            "torn",
+            host=host,
+            port=port,
+            count=count,
+            seed=seed,
+            down=down,
+            pause=0.02,
+            repeat=True,
+            app=app,
         )
 
     def _start(self, name: str, kind: str, **options: object) -> None:
@@ -440,12 +575,20 @@ class Load(ServiceProcess):
             "size": 0,
             "rounds": 0,
             "receive_buffer": 0,
+            "app": "",
         }
         self.call("start", name=name, kind=kind, **{**defaults, **options})
 
     def stats(self, name: str) -> GroupStats:
         """Return how a group is doing."""
         return GroupStats(**self.call("stats", name=name))
+
+    def gaps(self, name: str) -> list[tuple[float, float]]:
+        """Return for each visitor, in their order, how long it heard nothing; seconds.
+
+        The longest time since the last call, and the one that it is in now.
+        """
+        return [(longest, now) for longest, now in self.call("gaps", name=name)]
 
     def mark(self, name: str) -> None:
         """Measure the longest gap, and how long answers take, from here."""

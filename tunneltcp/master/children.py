@@ -50,6 +50,11 @@ class Children:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
+    def abort(self, pid: int) -> None:
+        """End a child that hangs: it says where it is first, if it still can."""
+        self.kill(pid, signal.SIGABRT)
+        self.kill(pid, signal.SIGCONT)  # a stopped process sees no other signal
+
     def reap(self) -> int:
         """Reap all that ended; return how many of them nobody here had made."""
         strangers = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,6 +28,7 @@ __all__ = [
     "UPGRADED",
     "LastExit",
     "Reporter",
+    "Takeover",
     "describe_exit",
     "stamp",
 ]
@@ -43,7 +44,7 @@ UPGRADED: Final = "made room for a new version"
 _ASKED_FOR: Final = (REPLACED, RESTARTED, CHANGED, UPGRADED)
 """Reasons of exits that are no failures."""
 
-_HANDED: Final = ("_link_trouble", "_target_trouble", "_link_up", "_was_blocked", "takeover")
+_HANDED: Final = ("_link_trouble", "_target_trouble", "_link_up", "_was_blocked")
 """What a reporter knows and the next version of the master goes on with."""
 
 _FAULTS: Final = ("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGABRT")
@@ -84,6 +85,26 @@ class LastExit:
     def is_permanent(self) -> bool:
         """Whether only a person can help."""
         return self.code in (ExitCode.NOT_PERMITTED, ExitCode.BAD_CONFIG)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Takeover:
+    """What became of the visitors of a worker that died."""
+
+    at: str
+    """When it was seen to be dead; RFC 3339."""
+    reason: str
+    """How it ended, as in :class:`LastExit`."""
+    deaths: int
+    """1, and one for each successor that died before it served."""
+    streams: int
+    """Those that go on."""
+    reset: int
+    """Those that could not."""
+    served_seconds: float
+    """From its death until the next worker served."""
+    stood_still_seconds: float | None = None
+    """From its death until its streams went on; None: they wait for the link."""
 
 
 def describe_exit(status: int, ran_seconds: float, kill_reason: str) -> LastExit:
@@ -140,19 +161,25 @@ class Reporter:
         self._events = Throttle(burst=_EVENTS_BURST, max_kinds=8)
         self._link_up = False
         self._was_blocked = False
+        self.takeover: Takeover | None = None
+        """The last one."""
+        self._death: LastExit | None = None
+        """Of the worker that served last, until another one does."""
+        self._deaths = 0
+        self._died_at = 0.0
         self._taken: TookOver | None = None
-        self.takeover: dict[str, Any] | None = None
-        """What a worker took over from the one before it, and for how long that stood still
-        (None while it does)."""
 
     def hand_over(self) -> dict[str, Any]:
         """Return what the next version of the master goes on with."""
-        return {name: getattr(self, name) for name in _HANDED}
+        takeover = asdict(self.takeover) if self.takeover else None
+        return {name: getattr(self, name) for name in _HANDED} | {"takeover": takeover}
 
     def go_on(self, before: Mapping[str, Any]) -> None:
         """Know what the version before us knew."""
         for name in _HANDED:
             setattr(self, name, before[name])
+        if before["takeover"]:
+            self.takeover = Takeover(**before["takeover"])
 
     @property
     def trouble(self) -> str:
@@ -172,6 +199,7 @@ class Reporter:
 
     def ready(self, pid: int | None, seconds: float) -> None:
         """The worker serves."""
+        self._note_takeover()
         if self._events.admit("ready", self._loop.now) is not None:
             self._log.info("worker {} ready after {:.3f} s", pid, seconds)
 
@@ -184,27 +212,52 @@ class Reporter:
                 self.warned(what.text)
             case TookOver():
                 self._taken = what
-                self.takeover = asdict(what) | {"stood_still_seconds": None}
             case StoodStill():
                 self._went_on(what.seconds)
 
+    def _note_takeover(self) -> None:
+        """The worker that serves now has what the one before it left."""
+        death, self._death = self._death, None
+        taken, self._taken = self._taken, None
+        if death is not None and taken is not None:
+            self.takeover = Takeover(
+                at=death.at,
+                reason=death.reason,
+                deaths=self._deaths,
+                streams=taken.streams,
+                reset=taken.reset,
+                served_seconds=round(self._loop.now - self._died_at, 4),
+            )
+        self._deaths = 0
+
     def _went_on(self, seconds: float) -> None:
         """What the worker before this one carried goes on."""
-        taken, self._taken = self._taken, None
-        if self.takeover is not None:
-            self.takeover["stood_still_seconds"] = seconds
-        if taken is not None and self._events.admit("took over", self._loop.now) is not None:
-            text = "{} streams taken over, {} reset; they stood still for {:.3f} s"
-            self._log.info(text, taken.streams, taken.reset, seconds)
+        taken = self.takeover
+        if taken is None or taken.stood_still_seconds is not None:
+            return
+        self.takeover = replace(taken, stood_still_seconds=seconds)
+        if self._events.admit("took over", self._loop.now) is not None:
+            self._log.info(
+                "{} streams taken over, {} reset; they stood still for {:.3f} s, the next "
+                "worker served after {:.3f} s; the one before: {}",
+                taken.streams,
+                taken.reset,
+                seconds,
+                taken.served_seconds,
+                taken.reason,
+            )
 
     def exited(self, exit_: LastExit, *, expected: bool) -> None:
         """The worker is gone."""
         self._link_up = False
-        self._taken = self.takeover = None
         self._link_trouble = self._target_trouble = ""
+        self._taken = None
         if expected:
             self._log.info("worker stopped: {}", exit_.reason)
             return
+        self._deaths += 1
+        if self._death is None:
+            self._death, self._died_at = exit_, self._loop.now
         if exit_.reason in _ASKED_FOR:
             self._log.info("worker replaced: it {}", exit_.reason)
             return

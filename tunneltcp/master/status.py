@@ -72,6 +72,7 @@ def tunnel_status(tunnel: Tunnel) -> dict[str, Any]:
     config, page = tunnel.config, tunnel.counters
     runs = tunnel.pid is not None
     sample = tunnel.sampler.sample if tunnel.sampler else None
+    takeover = tunnel.report.takeover
     target = f"{_bracketed(config.local_host)}:{config.local_port}"
     return {
         "port": config.remote_port,
@@ -97,8 +98,8 @@ def tunnel_status(tunnel: Tunnel) -> dict[str, Any]:
         "log_dropped": page[Counter.LOG_DROPPED],
         "beat_age": _beat_age(page[Counter.BEAT_NS]) if runs else None,
         "restarts": tunnel.life.restarts,
-        "last_takeover": tunnel.report.takeover,
         "last_exit": asdict(tunnel.last_exit) if tunnel.last_exit else None,
+        "last_takeover": asdict(takeover) if takeover else None,
         "rss": sample.rss if sample else None,
         "private": sample.private if sample else None,
         "cpu": sample.cpu if sample else None,

@@ -228,7 +228,9 @@ class Tunnel(TunnelState):
         elif self.pid is not None:
             if self.life.state is ProcessState.STARTING and not self._kill_reason:
                 self._kill_reason = "was not ready in time"
-            self._around.children.kill(self.pid)
+                self._around.children.abort(self.pid)  # SIGKILL follows: it is asked again
+            else:
+                self._around.children.kill(self.pid)
 
     def _arm(self) -> None:
         """Have the loop report TIME_UP when the deadline says so."""

@@ -12,7 +12,6 @@ stopped process sees no other signal; half a second later SIGKILL. One worker at
 
 from __future__ import annotations
 
-import signal
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -88,8 +87,7 @@ class Watchdog:
     def _end(self, tunnel: Tunnel, pid: int) -> None:
         self._ending = pid
         tunnel.blame(HUNG)
-        self._children.kill(pid, signal.SIGABRT)
-        self._children.kill(pid, signal.SIGCONT)
+        self._children.abort(pid)
         self._loop.call_later(STACK_SECONDS, lambda: self._make_sure(pid))
 
     def _make_sure(self, pid: int) -> None:

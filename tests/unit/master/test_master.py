@@ -20,6 +20,7 @@ from tunneltcp.cli.ask import NotRunning, ask
 from tunneltcp.config.model import TunnelConfig
 from tunneltcp.control.context import Role
 from tunneltcp.errors import MasterRunning
+from tunneltcp.master import process
 from tunneltcp.master.folders import InstanceLock
 
 
@@ -265,6 +266,20 @@ def test_a_worker_stopped_by_sigstop_does_not_hold_up_the_end(start_master):
     master.wait_ready()
     os.kill(master.tunnel()["pid"], signal.SIGSTOP)
     wait_until(lambda: master.tunnel()["beat_age"] > 0, what="the beat is late")
+    master.kill()
+    assert master.wait_left(5) == 0
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_worker_that_hangs_as_it_starts_is_aborted(start_master, monkeypatch, stopped):
+    """So its log has its stack; and what it inherits, if that is the cause, is given up."""
+    monkeypatch.setattr(process, "START_SECONDS", 0.4)
+    master = start_master(named("silent"))
+    first = wait_until(lambda: _maybe_pid(master))
+    if stopped:
+        os.kill(first, signal.SIGSTOP)
+    last = wait_until(lambda: master.tunnel()["last_exit"])
+    assert (last["signal"], last["reason"]) == ("SIGABRT", "was not ready in time")
     master.kill()
     assert master.wait_left(5) == 0
 

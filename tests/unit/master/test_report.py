@@ -10,8 +10,8 @@ import pytest
 from loguru import logger
 
 from tunneltcp.advice import Trouble
-from tunneltcp.master.messages import LinkChanged
-from tunneltcp.master.report import REPLACED, Reporter, describe_exit, stamp
+from tunneltcp.master.messages import LinkChanged, StoodStill, TookOver
+from tunneltcp.master.report import REPLACED, Reporter, Takeover, describe_exit, stamp
 
 
 @pytest.fixture
@@ -138,3 +138,55 @@ def test_warnings_of_a_worker_are_bounded(said, loop):
     for number in range(100):
         report.warned(f"{number}: {{}}")
     assert said == [f"{number}: {{}}" for number in range(20)]
+
+
+def last(report: Reporter) -> Takeover:
+    assert report.takeover is not None
+    return report.takeover
+
+
+class TestTakeover:
+    def test_is_known_from_the_first_death_on(self, said, loop):
+        report = Reporter(60001, loop)
+        report.ready(1, 0.02)
+        assert not report.takeover
+        loop.now = 10.0
+        report.exited(describe_exit(9, 5.0, ""), expected=False)
+        loop.now = 10.1
+        report.said(TookOver(streams=1, reset=0))
+        report.exited(describe_exit(11, 0.1, ""), expected=False)
+        loop.now = 10.25
+        report.said(TookOver(streams=50, reset=2))
+        assert not report.takeover, "it does not serve yet"
+        report.ready(3, 0.02)
+        found = last(report)
+        assert (found.streams, found.reset, found.deaths) == (50, 2, 2)
+        assert (found.reason, found.served_seconds) == ("ended by SIGKILL", 0.25)
+        assert found.stood_still_seconds is None
+        report.said(StoodStill(seconds=0.3))
+        assert report.takeover == replace(found, stood_still_seconds=0.3)
+        assert said[-1] == (
+            "50 streams taken over, 2 reset; they stood still for 0.300 s, the next worker "
+            "served after 0.250 s; the one before: ended by SIGKILL"
+        )
+
+    def test_stays_until_the_next_one(self, loop):
+        report = Reporter(60001, loop)
+        report.exited(describe_exit(9, 5.0, ""), expected=False)
+        report.said(TookOver(streams=7, reset=0))
+        report.ready(2, 0.02)
+        first = last(report)
+        report.said(StoodStill(seconds=1.0))
+        report.said(StoodStill(seconds=9.0))
+        assert report.takeover == replace(first, stood_still_seconds=1.0)
+        # Without crash_safe nothing is taken over, and nothing is told.
+        report.exited(describe_exit(9, 5.0, ""), expected=False)
+        report.ready(3, 0.02)
+        assert last(report).streams == 7
+
+    def test_who_stops_leaves_nothing_to_take_over(self, loop):
+        report = Reporter(60001, loop)
+        report.exited(describe_exit(0, 5.0, ""), expected=True)
+        report.said(TookOver(streams=0, reset=0))
+        report.ready(2, 0.02)
+        assert report.takeover is None

@@ -94,3 +94,49 @@ def test_a_stall_shows_as_a_gap(apps: Apps, load: Load) -> None:
         wait_until(lambda: load.stats("a").rounds > before)
         assert load.stats("a").max_gap < 2
         assert load.end("a").bad == 0
+
+
+def test_a_reset_is_the_only_good_end_of_the_torn(apps: Apps, load: Load) -> None:
+    load.torn("a", apps.add("resetting"), count=3, seed=1, down=50_000)
+    wait_until(lambda: load.stats("a").outcomes.get("ok", 0) > 5)
+    assert load.end("a").bad == 0
+    with listener() as target:
+        load.torn("b", target.getsockname()[1], count=1, seed=1, down=50_000)
+        with accept(target) as sock:
+            sock.recv(100)
+            sock.sendall(pattern(1, 0, 1000))
+    wait_until(lambda: load.stats("b").bad)
+    assert load.end("b").outcomes == {"short": 1}
+
+
+def test_the_hasty_reset_what_they_began(apps: Apps, load: Load) -> None:
+    port = apps.add("pattern")
+    load.hasty("a", port, count=3, seed=1, up=50_000)
+    wait_until(lambda: load.stats("a").outcomes.get("ok", 0) > 5)
+    assert load.end("a").bad == 0
+    assert set(apps.stats(port).ends) == {"reset"}
+
+
+def test_gaps_are_told_once(load: Load) -> None:
+    with listener() as target:
+        load.probe("a", target.getsockname()[1], count=1, size=10)
+        with accept(target) as sock:
+            assert sock.recv(10) == pattern(1, 0, 10)
+            wait_until(lambda: load.stats("a").max_gap > 0.2)
+            sock.sendall(pattern(1, 0, 10))
+            assert sock.recv(10) == pattern(1, 10, 10)
+            (first,) = load.gaps("a")
+            assert first[0] > 0.2 > first[1]
+            (second,) = load.gaps("a")
+            assert second[0] < 0.2
+
+
+def test_any_app_is_what_its_visitor_wants(apps: Apps, load: Load) -> None:
+    port = apps.add("any")
+    load.transfer("a", port, count=3, up=300_000, down=200_000, app="pattern")
+    load.probe("b", port, count=3, size=1000, rounds=5, app="echo")
+    load.torn("c", port, count=1, seed=1, down=5000, app="resetting")
+    assert load.finish("a").outcomes == {"ok": 3}
+    assert load.finish("b").outcomes == {"ok": 3}
+    wait_until(lambda: load.stats("c").outcomes.get("ok", 0) > 2)
+    assert load.end("c").bad == 0
