@@ -24,6 +24,7 @@ from tunneltcp.config.state import host_id
 from tunneltcp.control.context import Role, WorkerContext
 from tunneltcp.errors import ExitCode
 from tunneltcp.log import Throttle, echo_from, setup_log
+from tunneltcp.master.budgets import Budgets
 from tunneltcp.master.children import Children
 from tunneltcp.master.control_socket import ControlSocket
 from tunneltcp.master.folders import CONTROL_SOCKET, InstanceLock, make_folders, make_log_folder
@@ -169,7 +170,7 @@ class Master:
                 self.folders.run / CONTROL_SOCKET,
                 lambda request, respond: answer_request(self, request, respond),
             )
-            monitor = Monitor(self._loop, self.tunnels)
+            monitor = Monitor(self._loop, self.tunnels, Budgets(lambda: self._budget).check)
             watchdog = Watchdog(self._loop, self._children, self.tunnels)
             self._start()
             self._turn_until_done()

@@ -178,7 +178,8 @@ class Reporter:
         if exit_.reason in _ASKED_FOR:
             self._log.info("worker replaced: it {}", exit_.reason)
             return
-        missed = self._events.admit(("exit", exit_.reason), self._loop.now)
+        kind = exit_.reason.partition(":")[0]  # behind it are figures that differ each time
+        missed = self._events.admit(("exit", kind), self._loop.now)
         if missed is not None:
             text = "worker died after {:.3f} s: {}"
             self._log.warning(text + _times(missed), exit_.ran_seconds, exit_.reason)

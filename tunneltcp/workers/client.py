@@ -68,10 +68,6 @@ class ClientWorker(Worker):
         self._dial_soon(0.0)
         self._roaming.look()
 
-    def count_connections(self) -> int:
-        """Return how many connections this worker holds now."""
-        return super().count_connections() + len(self._relays) + len(self._attempts)
-
     def close(self) -> None:
         """Let go of everything."""
         self._cancel_attempts()
