@@ -2,18 +2,47 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.apps import Apps
 from tests.support.processes import TunnelPair
+from tests.support.service import ROOT
 from tests.support.sockets import connect, receive_exactly
+from tests.support.visitors import Load
 from tests.support.wait import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+
+SABOTAGE = """
+import os, signal
+from tunneltcp.relay import relay
+
+def checking(send):
+    def checked(data):
+        if b"poison" in bytes(data):
+            if os.environ["POISON"] == "raise":
+                raise ValueError("that was poison")
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return send(data)
+    return checked
+
+class Socket:
+    def __init__(self, sock):
+        self._sock = sock
+        self.send = checking(sock.send)
+    def __getattr__(self, name):
+        return getattr(self._sock, name)
+
+use = relay.Relay._use
+relay.Relay._use = lambda self, sock: use(self, Socket(sock))
+"""
+"""What a client's worker dies of: certain bytes on their way to the target."""
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +82,46 @@ def test_who_is_over_budget_is_replaced_and_nobody_notices(apps: Apps, tmp_path:
                 20,
                 lambda m=master: m.tunnel(port),  # type: ignore[misc]
             )
+
+
+@pytest.mark.parametrize("how", ["crash", "raise"])
+def test_a_stream_that_kills_who_touches_it_is_reset_and_the_others_live(
+    apps: Apps, tmp_path: Path, how: str
+) -> None:
+    """Others move bytes all the while: what counts is the stream's own progress."""
+    target = apps.add("echo")
+    sabotage = tmp_path / "sabotage"
+    sabotage.mkdir()
+    (sabotage / "sitecustomize.py").write_text(SABOTAGE)
+    with TunnelPair([target], tmp_path) as pair, Load() as load:
+        client, port = pair.client, pair.port
+        client.stop()
+        paths = f"{sabotage}:{ROOT}"
+        client._environment |= {"PYTHONPATH": paths, "POISON": how}
+        client.allowed += ["Segmentation fault", "worker crashed", "Traceback", r"^  \| "]
+        client.start()
+        pair.wait_links()
+        load.probe("others", port, count=5, pause=0.002)
+        with connect(port) as idle, connect(port) as bad:
+            for visitor in (idle, bad):
+                visitor.sendall(b"hello")
+                assert receive_exactly(visitor, 5) == b"hello"
+            bad.sendall(b"poison")
+            with pytest.raises(ConnectionResetError):
+                bad.recv(1)
+            pair.wait_links()
+            assert client.tunnel(port)["restarts"] == 3
+            last = client.tunnel(port)["last_exit"]
+            ended = (last["signal"], last["code"])
+            assert ended == (("SIGSEGV", None) if how == "crash" else (None, 1))
+            idle.sendall(b"there")
+            assert receive_exactly(idle, 5) == b"there"
+            rounds = load.stats("others").rounds
+            wait_until(lambda: load.stats("others").rounds > rounds + 50)
+            stats = load.end("others")
+            assert stats.bad == 0, stats.errors
+        said = r"stream \d+ is reset: 3 workers in a row crashed with it in hand"
+        assert re.search(said, client.log_text("master.log"))
+        log = client.log_text(f"tunnel-{port}.log")
+        assert ("that was poison" if how == "raise" else "Fatal Python error") in log
+        assert "checked" in log, "where it was"

@@ -177,8 +177,8 @@ class ProcessLife:
     """One worker's state, its failures so far and its deadline."""
 
     __slots__ = (
-        "_asked", "_blocked", "_drain_said", "_exceeded", "_failures", "_jitter", "_spawned", "_spawns",
-        "_wanted", "deadline", "drain_seconds", "state",
+        "_asked", "_blocked", "_drain_said", "_exceeded", "_failures", "_jitter", "_spawned",
+        "_spawns", "_wanted", "deadline", "drain_seconds", "state",
     )  # fmt: skip
 
     def __init__(

@@ -348,6 +348,8 @@ class Tunnel:
                 self.link_client = message.client if is_up else ""
                 self._report.link(message)
             case TargetChanged() | Warned() | TookOver() | StoodStill():
+                if isinstance(message, TookOver) and message.poisoned:
+                    self.keepers.found_poison()
                 self._report.said(message)
             case Answer():
                 self._questions.answer(message.number, message.body)

@@ -14,6 +14,8 @@ Layout (64-bit words in the machine's own order; the memory never leaves the mac
     8  server: who has the session:       7  not used
        OWNER_WORDS words, as its worker
        lays them out
+   40  stream that was in hand when its worker crashed, how many bytes of it had moved by
+       then, and how many workers in a row crashed so: three words
 
 A word is stored after each call on a socket and before the next one, so that whoever finds
 this memory after a crash knows how far its owner came. Stream ids come from the counter in
@@ -48,7 +50,12 @@ OWNER_WORDS: Final = 32
 """Words for who has the session: 256 bytes."""
 _OWNER: Final = 8
 
-_VERSION, _SESSION, _EPOCH, _ATTEMPT, _NEXT_ID, _IN_HAND, _USED = 0, 1, 3, 4, 5, 6, 7
+_VERSION, _SESSION, _EPOCH, _ATTEMPT, _NEXT_ID, _USED = 0, 1, 3, 4, 5, 7
+
+IN_HAND: Final = 6
+"""Where the id of the stream is stored whose event is about to be handled; 0: none. What
+handles it stores through ``words``, as it does into records."""
+_BLAME: Final = _OWNER + OWNER_WORDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +101,8 @@ class StreamTable:
             self._wipe(record)
         self.words[_USED] = 0
         self._free.clear()
+        self.words[IN_HAND] = 0
+        self.set_blame(0, 0, 0)
         self.set_session(bytes(16), 0)
 
     def records(self) -> list[Record]:
@@ -166,6 +175,20 @@ class StreamTable:
         """Store who has the session: at most ``OWNER_WORDS`` words, more is cut off."""
         padded = owner[: OWNER_WORDS * 8].ljust(OWNER_WORDS * 8, b"\0")
         self.words[_OWNER : _OWNER + OWNER_WORDS] = memoryview(padded).cast("Q")
+
+    @property
+    def blame(self) -> tuple[int, int, int]:
+        """What :meth:`set_blame` stored."""
+        stream_id, moved, crashes = self.words[_BLAME : _BLAME + 3]
+        return stream_id, moved, crashes
+
+    def set_blame(self, stream_id: int, moved: int, crashes: int) -> None:
+        """Store that so many workers in a row crashed with this stream in hand.
+
+        ``moved`` says how many of its bytes had moved by then.
+        """
+        for at, value in enumerate((stream_id, moved, crashes)):
+            self.words[_BLAME + at] = value
 
     @property
     def epoch(self) -> int:

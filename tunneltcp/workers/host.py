@@ -118,7 +118,7 @@ class MasterHost:
 
     def count_descriptors(self) -> int:
         """Ask the kernel: what we do not know of is what a limit is for."""
-        count = os.stat(_DESCRIPTORS).st_size
+        count = os.stat(_DESCRIPTORS).st_size  # noqa: PTH116 - a Path each time costs more
         if count:
             return count
         if self._loop.now >= self._count_after:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import socket
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from tunneltcp.control.counters import Counter
@@ -23,6 +24,8 @@ from tunneltcp.net.sockopt import close_with_reset
 from tunneltcp.net.tcp_counters import TcpState, read_counters
 from tunneltcp.protocol.errors import ResetCode
 from tunneltcp.protocol.rebuild import rebuild_reset, rebuild_stream
+from tunneltcp.protocol.table import IN_HAND
+from tunneltcp.relay.poison import MAX_CRASHES, find_poison, take_in_hand
 from tunneltcp.relay.relay import Relay, TargetRelay
 from tunneltcp.relay.verdict import Fate, Verdict, judge
 from tunneltcp.workers.base import Worker
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
     from tunneltcp.protocol.stream import Stream
     from tunneltcp.protocol.table import Record
     from tunneltcp.relay.link import Link
+
+    _Judged = tuple[Record, socket.socket | None, Verdict]
 
 __all__ = ["ClientSuccessor", "ServerSuccessor"]
 
@@ -61,10 +66,11 @@ class _Successor(Worker):
 
     def start(self) -> None:
         """Take over what there is, then serve."""
-        sockets = inherit(self.context.old_keeper_fds)
         table = self.memory.table
+        in_hand = take_in_hand(table)
+        sockets = inherit(self.context.old_keeper_fds)
         self.session.last_id = table.last_id
-        self._take_streams(table.records(), sockets)
+        self._take_streams(table.records(), sockets, in_hand)
         for sock in sockets.values():
             self.adopt_stranger(sock)
         done_in, done_out = self.session.count_bytes()
@@ -110,13 +116,16 @@ class _Successor(Worker):
 
     # ------------------------------------------------------------------- streams
 
-    def _take_streams(self, records: list[Record], sockets: dict[int, socket.socket]) -> None:
+    def _take_streams(
+        self, records: list[Record], sockets: dict[int, socket.socket], in_hand: int
+    ) -> None:
         """Make what goes on; ``sockets`` loses those that belong to a record."""
-        judged = []
+        judged: list[_Judged] = []
         for record in records:
             sock = sockets.pop(record.cookie, None)
             verdict = judge(record, _counters(sock), connected=not self.is_server)
             judged.append((record, sock, verdict))
+        judged, is_poisoned = self._without_poison(judged, in_hand)
         rings = self.memory.arena.adopt(
             record.ring_word
             for record, _, verdict in judged
@@ -129,14 +138,48 @@ class _Successor(Worker):
             reset += verdict.fate is Fate.RESET or (
                 verdict.fate is not Fate.OVER and not goes_on
             )
+        self.memory.table.words[IN_HAND] = 0
         if records or self._died_at:
             self.log.info("took over {} streams, {} were reset", taken, reset)
-            self.tell({"type": "took_over", "streams": taken, "reset": reset})
+            self.tell(
+                {
+                    "type": "took_over",
+                    "streams": taken,
+                    "reset": reset,
+                    "poisoned": is_poisoned,
+                }
+            )
+
+    def _without_poison(
+        self, judged: list[_Judged], in_hand: int
+    ) -> tuple[list[_Judged], bool]:
+        """Condemn the stream that seems to have killed those before us, if there is one."""
+        moved = {
+            record.stream_id: verdict.head + verdict.delivered
+            for record, _, verdict in judged
+            if verdict.fate in (Fate.GOES_ON, Fate.CONNECT)
+        }
+        table = self.memory.table
+        poison = find_poison(table, in_hand, moved, crashed=self.context.crashed)
+        if not poison:
+            return judged, False
+        self.warn(
+            "poison",
+            f"stream {poison} is reset: {MAX_CRASHES} workers in a row crashed with it in hand",
+        )
+        cured = []
+        for record, sock, verdict in judged:
+            if record.stream_id == poison:  # without its ring: the peer gets none of it either
+                record = replace(record, ring_word=0)
+                verdict = Verdict(fate=Fate.RESET, why="it was in hand at each crash")
+            cured.append((record, sock, verdict))
+        return cured, True
 
     def _take_stream(
         self, record: Record, sock: socket.socket | None, verdict: Verdict, ring: Ring | None
     ) -> bool:
         """Take one; return whether it goes on."""
+        self.memory.table.words[IN_HAND] = record.stream_id
         stream = None
         if verdict.fate is Fate.OVER:
             self.memory.table.give(record.index)
