@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.apps import Apps
-from tests.support.processes import TunnelPair
+from tests.support.pattern import pattern
+from tests.support.processes import TunnelPair, run_tunneltcp
 from tests.support.service import ROOT
 from tests.support.sockets import connect, receive_exactly
 from tests.support.visitors import Load
@@ -125,3 +126,33 @@ def test_a_stream_that_kills_who_touches_it_is_reset_and_the_others_live(
         log = client.log_text(f"tunnel-{port}.log")
         assert ("that was poison" if how == "raise" else "Fatal Python error") in log
         assert "checked" in log, "where it was"
+
+
+def test_ipv6_through_kills_of_both_sides(apps: Apps, tmp_path: Path) -> None:
+    """Public port, link and target; whoever asks is still told where visitors come from."""
+    target = apps.add("echo", "::1")
+    with TunnelPair(
+        [{"local_port": target, "local_host": "::1"}], tmp_path, bind=["::1"], server_host="::1"
+    ) as pair:
+        port = pair.port
+        with connect(port, "::1") as visitor:
+            host, number = visitor.getsockname()[:2]
+            for round_ in range(3):
+                for master in (pair.server, pair.client):
+                    if round_:
+                        old = master.kill_worker(port)
+                        master.wait_for_successor(port, old)
+                data = pattern(round_, 0, 100_000)
+                visitor.sendall(data)
+                assert receive_exactly(visitor, len(data)) == data
+            for master in (pair.server, pair.client):
+                words = ("who", str(port), "--json", f"--run-dir={master.run_dir}")
+                found = run_tunneltcp(*words).stdout
+                assert f"[{host}]:{number}" in found
+                last = master.tunnel(port)["last_takeover"]
+                assert (last["how"], last["streams"], last["reset"]) == (
+                    "ended by SIGKILL",
+                    1,
+                    0,
+                )
+                assert 0 < last["stood_still_seconds"] < 10

@@ -165,7 +165,7 @@ class TunnelConfig:
             """The most descriptors that the process of a tunnel may have open. One that has
             more is replaced, as with `max_rss`.""",
             low=64,
-            high=1 << 20,
+            high=1_000_000,
             unit="descriptors",
             for_all=True,
             default="twice `max_visitors`, and 8192",

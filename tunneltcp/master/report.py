@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
@@ -21,7 +21,16 @@ if TYPE_CHECKING:
     from tunneltcp.master.messages import LinkChanged
     from tunneltcp.net.loop import Loop
 
-__all__ = ["CHANGED", "REPLACED", "RESTARTED", "LastExit", "Reporter", "describe_exit", "stamp"]
+__all__ = [
+    "CHANGED",
+    "REPLACED",
+    "RESTARTED",
+    "LastExit",
+    "Reporter",
+    "Takeover",
+    "describe_exit",
+    "stamp",
+]
 
 REPLACED: Final = "asked to be replaced"
 """Reason of an exit that is nobody's failure: TERM to a worker."""
@@ -70,6 +79,22 @@ class LastExit:
     def is_permanent(self) -> bool:
         """Whether only a person can help."""
         return self.code in (ExitCode.NOT_PERMITTED, ExitCode.BAD_CONFIG)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Takeover:
+    """What became of the streams of a worker that died."""
+
+    at: str
+    """When its successor had them; RFC 3339."""
+    how: str
+    """How that worker ended, as a clause."""
+    streams: int
+    """Those that were taken over."""
+    reset: int
+    """Those that could not be."""
+    stood_still_seconds: float | None = None
+    """From its death until they went on; None: there is no link yet."""
 
 
 def describe_exit(status: int, ran_seconds: float, kill_reason: str) -> LastExit:
@@ -126,7 +151,9 @@ class Reporter:
         self._events = Throttle(burst=_EVENTS_BURST, max_kinds=8)
         self._link_up = False
         self._was_blocked = False
-        self._taken: TookOver | None = None
+        self._how = ""
+        self.takeover: Takeover | None = None
+        """The last one; None: there was none."""
 
     @property
     def trouble(self) -> str:
@@ -157,19 +184,25 @@ class Reporter:
             case Warned():
                 self.warned(what.text)
             case TookOver():
-                self._taken = what
+                self.takeover = Takeover(
+                    at=stamp(), how=self._how, streams=what.streams, reset=what.reset
+                )
             case StoodStill():
                 self._went_on(what.seconds)
 
     def _went_on(self, seconds: float) -> None:
         """What the worker before this one carried goes on."""
-        taken, self._taken = self._taken, None
-        if taken is not None and self._events.admit("took over", self._loop.now) is not None:
+        taken = self.takeover
+        if taken is None or taken.stood_still_seconds is not None:
+            return
+        self.takeover = replace(taken, stood_still_seconds=seconds)
+        if self._events.admit("took over", self._loop.now) is not None:
             text = "{} streams taken over, {} reset; they stood still for {:.3f} s"
             self._log.info(text, taken.streams, taken.reset, seconds)
 
     def exited(self, exit_: LastExit, *, expected: bool) -> None:
         """The worker is gone."""
+        self._how = exit_.reason
         self._link_up = False
         self._link_trouble = self._target_trouble = ""
         if expected:

@@ -92,6 +92,7 @@ def tunnel_status(tunnel: Tunnel) -> dict[str, Any]:
         "beat_age": _beat_age(page[Counter.BEAT_NS]) if runs else None,
         "restarts": tunnel.life.restarts,
         "last_exit": asdict(tunnel.last_exit) if tunnel.last_exit else None,
+        "last_takeover": asdict(tunnel.report.takeover) if tunnel.report.takeover else None,
         "rss": sample.rss if sample else None,
         "private": sample.private if sample else None,
         "cpu": sample.cpu if sample else None,

@@ -82,7 +82,7 @@ class Tunnel:
         self.has_predecessor = False
         """A removed tunnel still has the port: two workers of one port never run."""
         self._around = around
-        self._report = Reporter(
+        self.report = Reporter(
             config.remote_port, around.loop, lambda: around.others_up(self.counters)
         )
         self._listeners = Listeners(config.remote_port, around.addresses)
@@ -116,7 +116,7 @@ class Tunnel:
     @property
     def trouble(self) -> str:
         """What keeps visitors from their target although the worker runs; empty if nothing."""
-        return self._report.trouble
+        return self.report.trouble
 
     def close_listeners(self) -> None:
         """Take no new visitors; the worker is told by DRAIN to do the same."""
@@ -143,9 +143,9 @@ class Tunnel:
             if busy.in_use:
                 self._around.helpers.run(lambda: port_holder(port), self._on_holder)
             else:
-                self._report.blocked(self.reason)
+                self.report.blocked(self.reason)
             return False
-        self._report.bound()
+        self.report.bound()
         return True
 
     # ------------------------------------------------------------ what people ask for
@@ -294,7 +294,7 @@ class Tunnel:
 
     def _not_spawned(self, error: OSError) -> None:
         self.reason = f"cannot start a process: {(error.strerror or '?').lower()}"
-        self._report.blocked(self.reason)
+        self.report.blocked(self.reason)
         self.feed(Input.BLOCKED)
 
     def _adopt(self, pid: int, channel: WorkerChannel) -> None:
@@ -310,7 +310,7 @@ class Tunnel:
             return
         found = holder or {"holder": "", "listens": False}
         self.reason = port_trouble(self.config.remote_port, **found)
-        self._report.blocked(self.reason)
+        self.report.blocked(self.reason)
 
     def _on_channel_end(self, problem: str) -> None:
         """The worker hung up and is about to leave, or broke the rules."""
@@ -332,7 +332,7 @@ class Tunnel:
             case Ready():
                 self.reason = ""
                 self.keepers.drop_old()
-                self._report.ready(self.pid, self._around.loop.now - self._started_at)
+                self.report.ready(self.pid, self._around.loop.now - self._started_at)
                 if self.pid is not None:
                     self.sampler = Sampler(self.pid)
                     self.sampler.look()
@@ -346,11 +346,11 @@ class Tunnel:
                 is_up = message.state != "down"
                 self.link_peer = message.peer if is_up else ""
                 self.link_client = message.client if is_up else ""
-                self._report.link(message)
+                self.report.link(message)
             case TargetChanged() | Warned() | TookOver() | StoodStill():
                 if isinstance(message, TookOver) and message.poisoned:
                     self.keepers.found_poison()
-                self._report.said(message)
+                self.report.said(message)
             case Answer():
                 self._questions.answer(message.number, message.body)
             case Resolve():
@@ -384,7 +384,7 @@ class Tunnel:
             self.reason = self.last_exit.reason
         self.pid = None
         self.sampler = None
-        self._report.exited(self.last_exit, expected=self.life.state is ProcessState.STOPPING)
+        self.report.exited(self.last_exit, expected=self.life.state is ProcessState.STOPPING)
         self.link_peer = self.link_client = ""
         self.counters[Counter.LINK_STATE] = LinkState.DOWN
         permanent = self.last_exit.is_permanent

@@ -18,7 +18,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from tunneltcp.control.counters import Counter
-from tunneltcp.net.address import format_address, local_address, pack_address
+from tunneltcp.net.address import (
+    format_address,
+    local_address,
+    pack_address,
+    unpack_address,
+)
 from tunneltcp.net.keeper import start_keeper
 from tunneltcp.net.sockopt import close_with_reset
 from tunneltcp.net.tcp_counters import TcpState, read_counters
@@ -31,6 +36,7 @@ from tunneltcp.relay.verdict import Fate, Verdict, judge
 from tunneltcp.workers.base import Worker
 from tunneltcp.workers.client import ClientWorker
 from tunneltcp.workers.inherit import inherit
+from tunneltcp.workers.known import unpack_known
 from tunneltcp.workers.owner import unpack_owner
 from tunneltcp.workers.server import ServerWorker
 from tunneltcp.workers.visitor_relay import VisitorRelay
@@ -278,6 +284,13 @@ class ServerSuccessor(_Successor, ServerWorker):
 class ClientSuccessor(_Successor, ClientWorker):
     """A client's worker that takes over connections to the target."""
 
+    def start(self) -> None:
+        """Know what the worker before us had looked up, then go on with what it had."""
+        server, target = unpack_known(self.context, self.memory.table.owner)
+        self._server_addresses = self._server_addresses or server
+        self._target_addresses = self._target_addresses or target
+        super().start()
+
     def restore(self) -> None:
         """Count who is here."""
         self.counters[Counter.VISITORS] = len(self._relays)
@@ -289,13 +302,14 @@ class ClientSuccessor(_Successor, ClientWorker):
         relay.go_on(stream)
 
     def _register(self, relay: Relay, stream: Stream) -> None:
-        visitor = Visitor(self.visitors.next_id(), "unknown", self.loop.now)
+        address = unpack_address(self.memory.table.address(stream.record))
+        visitor = Visitor(self.visitors.next_id(), address, self.loop.now)
         visitor.relay = relay
         self._relays[relay] = visitor
         stream.use(relay)
 
     def connect(self, stream: Stream) -> None:
-        """Connect now, if it is known where to: it is, unless it has a name to be looked up."""
+        """Connect now; where to is known, or the worker before us could not have begun."""
         addresses = self._target_addresses
         if not addresses:
             stream.reset(ResetCode.TARGET_UNREACHABLE)

@@ -182,7 +182,7 @@ def test_all_problems_come_at_once_each_with_its_path():
         ('{"ports": [1], "max_rss": 2e8}', f"max_rss: 200000000.0 {NO_SIZE}"),
         (
             '{"ports": [1], "max_fds": 63}',
-            "max_fds: 63 is not a whole number from 64 to 1048576",
+            "max_fds: 63 is not a whole number from 64 to 1000000",
         ),
         ('{"ports": "9-1"}', f"ports: '9-1' {NO_RANGE}"),
         ('{"ports": [1, true]}', f"ports[1]: true {NO_RANGE}"),

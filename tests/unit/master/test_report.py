@@ -10,7 +10,7 @@ import pytest
 from loguru import logger
 
 from tunneltcp.advice import Trouble
-from tunneltcp.master.messages import LinkChanged
+from tunneltcp.master.messages import LinkChanged, StoodStill, TookOver
 from tunneltcp.master.report import REPLACED, Reporter, describe_exit, stamp
 
 
@@ -138,3 +138,18 @@ def test_warnings_of_a_worker_are_bounded(said, loop):
     for number in range(100):
         report.warned(f"{number}: {{}}")
     assert said == [f"{number}: {{}}" for number in range(20)]
+
+
+def test_what_became_of_a_dead_workers_streams(said, loop):
+    report = Reporter(60001, loop)
+    report.said(StoodStill(seconds=9.0))
+    assert report.takeover is None
+    report.exited(describe_exit(11, 5.0, ""), expected=False)
+    report.said(TookOver(streams=7, reset=1))
+    taken = report.takeover
+    assert (taken.how, taken.streams, taken.reset) == ("ended by SIGSEGV", 7, 1)
+    assert taken.stood_still_seconds is None
+    report.said(StoodStill(seconds=0.25))
+    report.said(StoodStill(seconds=9.0))
+    assert report.takeover == replace(taken, stood_still_seconds=0.25)
+    assert said[1:] == ["7 streams taken over, 1 reset; they stood still for 0.250 s"]

@@ -1,4 +1,4 @@
-"""Before a stream is touched its id is in the header: whoever finds it can tell what killed us."""
+"""Before a stream is touched its id is in the header: it tells what killed a worker."""
 
 from __future__ import annotations
 
