@@ -37,7 +37,7 @@ def tunnel(private=0, fds=0, state=ProcessState.RUNNING, **settings) -> Any:
     )
 
 
-def check(one) -> list[Any]:
+def check(one: Any) -> Any:
     Budgets(lambda: BUDGET).check(one)
     return one.said
 
@@ -78,7 +78,8 @@ def test_the_monitor_tells_of_each_worker_that_it_looked_at():
     loop = Loop(clock=lambda: now)
     many = [tunnel() for _ in range(7)]
     many[3].sampler = None
-    monitor = Monitor(loop, many, lambda one: one.said.append("told"))
+    told: Any = lambda one: one.said.append("told")  # noqa: E731
+    monitor = Monitor(loop, many, told)
     for second in range(1, 5):
         now = second + 0.001
         loop.turn(wait=False)

@@ -127,7 +127,7 @@ def test_one_that_died_as_it_was_born_is_asked_for_once(bench, monkeypatch):
         raise ChildProcessError
 
     bench.worker(keeper=False)
-    monkeypatch.setattr(module.os, "waitid", gone)
+    monkeypatch.setattr(vars(module)["os"], "waitid", gone)
     bench.keepers.made(77)
     bench.keepers.made(78)
     assert (bench.keepers.is_kept, bench.lost) == (False, 1)

@@ -63,6 +63,7 @@ def test_one_that_exceeds_its_budget_at_once_waits_longer_and_longer():
         now += 5.0
         assert one.handle(I.EXCEED, now) == (A.KILL,)
         one.handle(I.EXIT, now)
+        assert one.deadline is not None
         delays.append(round(one.deadline - now, 3))
         now = one.deadline
         assert one.handle(I.TIME_UP, now) == (A.SPAWN,)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from loguru import logger
@@ -141,9 +142,9 @@ def test_warnings_of_a_worker_are_bounded(said, loop):
 
 
 def test_what_became_of_a_dead_workers_streams(said, loop):
-    report = Reporter(60001, loop)
+    report: Any = Reporter(60001, loop)
     report.said(StoodStill(seconds=9.0))
-    assert report.takeover is None
+    assert not report.takeover
     report.exited(describe_exit(11, 5.0, ""), expected=False)
     report.said(TookOver(streams=7, reset=1))
     taken = report.takeover

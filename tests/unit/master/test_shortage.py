@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import resource
+from typing import Any
 
 import pytest
 
@@ -38,7 +39,8 @@ def test_no_process_is_to_be_had(start_master, tmp_path, number):
     shortage = tmp_path / "shortage"
 
     def prepare():
-        spawn._libc = _NoFork(spawn._libc, shortage, number)
+        library: Any = _NoFork(spawn._libc, shortage, number)
+        spawn._libc = library
 
     ports = [free_port(), free_port()]
     master = start_master(

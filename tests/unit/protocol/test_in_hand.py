@@ -18,6 +18,12 @@ class Handler:
     def on_pong(self, _value):
         pass
 
+    def on_goaway(self, _code):
+        pass
+
+    def on_resumed(self, _streams, _again_bytes):
+        pass
+
 
 @pytest.fixture
 def session():

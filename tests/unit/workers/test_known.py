@@ -9,7 +9,6 @@ from dataclasses import replace
 import pytest
 
 from tests.support.fake_master import _context
-from tests.support.wait import wait_until
 from tunneltcp.control.context import MEMORY_BYTES, RECORDS_BYTES, Role
 from tunneltcp.control.counters import COUNTERS_BYTES
 from tunneltcp.master.resources import make_memory
@@ -95,7 +94,8 @@ def test_a_successor_connects_where_the_one_before_it_was_about_to(world):
     )
     try:
         worker.begin()
-        wait_until(lambda: (worker.loop.turn(wait=False), world.turn(), app.peers)[-1], 5)
+        world.stepper.loops.append(worker.loop)
+        world.until(lambda: app.peers)
         assert [one.address for one in worker.all_visitors()] == ["192.0.2.7:4711"]
     finally:
         worker.close()
