@@ -17,6 +17,7 @@ from tests.support.apps import Apps, request
 from tests.support.leaks import children
 from tests.support.pattern import PatternChecker, pattern
 from tests.support.processes import Master, TunnelPair, alive
+from tests.support.require import is_long
 from tests.support.service import ServiceError
 from tests.support.sockets import accept, connect, expect_end, listener, receive_exactly
 from tests.support.visitors import Load
@@ -367,6 +368,7 @@ def test_without_crash_safe_a_dead_worker_cuts_its_visitors(apps: Apps, tmp_path
                 visitor.recv(1)
 
 
+@pytest.mark.skipif(not is_long(), reason="ten seconds; the rule itself: test_keepers.py")
 def test_what_kills_every_successor_is_given_up(pair: TunnelPair) -> None:
     """Six crashes in a row without a byte of progress, of which no stream is to blame."""
     master, port = pair.server, pair.ports[1]
@@ -380,6 +382,7 @@ def test_what_kills_every_successor_is_given_up(pair: TunnelPair) -> None:
         visitor.sendall(b"there")
         assert receive_exactly(visitor, 5) == b"there", "two are put up with"
         for _ in range(7):  # the first is that with the progress
+            pause(SOUND_SECONDS)
             old = master.kill_worker(port, signal.SIGSEGV)
             master.wait_for_successor(port, old)
         with pytest.raises(ConnectionResetError):
