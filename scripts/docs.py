@@ -161,6 +161,7 @@ def _values(key: Key) -> str:
     return {
         "seconds": f"seconds, {between}",
         "integer": f"{key.unit}, {between}",
+        "size": f'bytes, {between}, or such as `"200 MB"` or `"1.5 GiB"`',
         "port": "a port",
         "host": "a host name or an address",
         "user": "the name of a user",

@@ -159,7 +159,7 @@ def _client(top: fields.Fields, index: int, value: object) -> ClientConfig:
         top.problem(path, f"must be an object, not {fields.kind(value)}")
         return ClientConfig(name="", tokens=(), ports=())
     entry = fields.Fields(value, f"{path}.", top.problems)
-    entry.check_keys(_KEYS, {}, ())
+    entry.check_keys(_KEYS, {})
     for key in ("name", "token", "ports"):
         if key not in value:
             entry.problem(key, "is missing")

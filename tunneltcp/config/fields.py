@@ -43,6 +43,10 @@ _MIN_RATE: Final = 8_000
 """Bytes a second (64 kbit/s): below that a life sign would come late."""
 _MAX_RATE: Final = 125_000_000_000
 _USER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}")
+_SIZE: Final = re.compile(r"(\d{1,9}(?:\.\d{1,3})?) ?(kB|KiB|[MG]i?B)")
+_UNITS: Final = {
+    "kB": 1000, "MB": 1000**2, "GB": 1000**3, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30,
+}  # fmt: skip
 _RANGE: Final = re.compile(r"\s*(\d{1,5})\s*(?:-\s*(\d{1,5})\s*)?")
 
 
@@ -109,17 +113,13 @@ class Fields:
         """Report what is wrong with the value of ``key``."""
         self.problems.append(f"{self._prefix}{key}: {text}")
 
-    def check_keys(
-        self, known: Sequence[str], foreign: Mapping[str, str], later: Sequence[str]
-    ) -> None:
+    def check_keys(self, known: Sequence[str], foreign: Mapping[str, str]) -> None:
         """Report duplicate keys and those that have no business here."""
         for key in dict.fromkeys(getattr(self.values, "duplicates", ())):
             self.problem(_key(key), "is given more than once")
         for key in self.values:
             if key in foreign:
                 self.problem(key, foreign[key])
-            elif key in later:
-                self.problem(key, "is not known yet: this version has no such setting")
             elif key not in known:
                 self.problem(_key(key), f"is not a known key{_suggestion(key, known)}")
 
@@ -141,6 +141,17 @@ class Fields:
         if type(value) is int and low <= value <= high:
             return value
         self.problem(key, f"{shown(value)} is not a whole number from {low} to {high}")
+        return default
+
+    def size(self, key: str, default: int, low: int, high: int) -> int:
+        """Return bytes: a whole number, or a text such as "200 MB" or "1.5 GiB"."""
+        value = self.values.get(key, default)
+        match = _SIZE.fullmatch(value) if isinstance(value, str) else None
+        found = int(float(match[1]) * _UNITS[match[2]]) if match else value
+        if type(found) is int and low <= found <= high:
+            return found
+        text = f'is not a size from {low} to {high} bytes, like 200000000 or "200 MB"'
+        self.problem(key, f"{shown(value)} {text}")
         return default
 
     def number(self, key: str, default: float, low: float, high: float) -> float:

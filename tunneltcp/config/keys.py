@@ -21,6 +21,7 @@ RoleName = Literal["server", "client"]
 Kind = Literal[
     "seconds",
     "integer",
+    "size",
     "port",
     "host",
     "name",

@@ -60,10 +60,6 @@ _TOP_KEYS: Final = (*(one.key for one in (*TOP_SETTINGS, *_COMMON_SETTINGS)), PO
 _TUNNEL_KEYS: Final = tuple(one.key for one in TUNNEL_SETTINGS)
 _SPECIAL: Final = ("tunnels", "server", "bind", "token", "clients")
 """Fields of the top that are read by functions of their own."""
-_LATER_KEYS: Final = (
-    "max_rss",
-    "max_fds",
-)
 
 
 def load_config(
@@ -249,7 +245,7 @@ def _check_keys(entry: fields.Fields, keys: Sequence[Key], role: RoleName) -> No
         if not key.is_for(role)
     }
     known = [key.name for key in keys if key.is_for(role)]
-    entry.check_keys(known, foreign, _LATER_KEYS)
+    entry.check_keys(known, foreign)
 
 
 def _value(entry: fields.Fields, one: Setting, role: RoleName, default: Any) -> Any:  # noqa: ANN401, C901, PLR0912 - one case for each kind
@@ -263,10 +259,12 @@ def _value(entry: fields.Fields, one: Setting, role: RoleName, default: Any) -> 
             value = entry.port(key.name, required=key.is_required(role))
         case "seconds":
             value = entry.number(key.name, default, key.low, key.high)
-        case "integer" if default is None and entry.values.get(key.name) is None:
+        case "integer" | "size" if default is None and entry.values.get(key.name) is None:
             value = None
         case "integer":
             value = entry.integer(key.name, default, int(key.low), int(key.high))
+        case "size":
+            value = entry.size(key.name, default, int(key.low), int(key.high))
         case "flag":
             value = entry.flag(key.name, default=default)
         case "path":

@@ -154,6 +154,36 @@ class TunnelConfig:
             for_all=True,
         ),
     )
+    max_rss_bytes: int | None = field(
+        default=None,
+        metadata=described(
+            "max_rss",
+            "size",
+            """The most memory that the process of a tunnel may have to itself, what it shares
+            (the buffers that `budget` bounds) not counted. One that has more is replaced, and
+            `last_exit` in the status says so; with `crash_safe` its visitors go on. An idle one
+            has some 21 MB.""",
+            low=50_000_000,
+            high=1 << 40,
+            for_all=True,
+            default="64 MiB, 16 KiB for each of `max_visitors` and twice the `budget`",
+        ),
+    )
+    """None: ``master/budgets.py`` computes it; so for the next one."""
+    max_fds: int | None = field(
+        default=None,
+        metadata=described(
+            "max_fds",
+            "integer",
+            """The most descriptors that the process of a tunnel may have open. One that has
+            more is replaced, as with `max_rss`.""",
+            low=64,
+            high=1_000_000,
+            unit="descriptors",
+            for_all=True,
+            default="twice `max_visitors`, and 8192",
+        ),
+    )
     crash_safe: bool = field(
         default=True,
         metadata=described(

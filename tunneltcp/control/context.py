@@ -123,6 +123,8 @@ class WorkerContext:
     """The master's ends of such pairs, of keepers that may hold sockets for it."""
     forgets: bool = False
     """What workers before it carried seems to have killed them: it begins with nothing."""
+    crashed: bool = False
+    """Whether the worker before it crashed by its own fault."""
     died_at: float = 0.0
     """When the worker before it died, on the monotonic clock; 0.0: there was none."""
     resume_grace_seconds: float = 60.0

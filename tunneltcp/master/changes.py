@@ -36,7 +36,7 @@ def compare(old: Config, new: Config) -> Changes:
     bound, how links are secured and who workers run as concerns all tunnels; other keys,
     certificates and networks are handed to workers that go on. Log sizes, the budget and the
     drain concern the master at once, and a worker when it is next replaced: they are no reason
-    to replace it.
+    to replace it. How much memory and how many descriptors it may have is the master's to know.
     """
     before = {tunnel.remote_port: tunnel for tunnel in old.tunnels}
     after = {tunnel.remote_port: tunnel for tunnel in new.tunnels}
@@ -66,4 +66,5 @@ def compare(old: Config, new: Config) -> Changes:
 def _same_worker(old: TunnelConfig, new: TunnelConfig) -> bool:
     """Whether a worker of the one is right for the other, once it is told of networks."""
     told: dict[str, Any] = dict.fromkeys(AllowedNetworks.__dataclass_fields__, ())
-    return replace(old, name="", **told) == replace(new, name="", **told)
+    told |= {"name": "", "max_rss_bytes": None, "max_fds": None}
+    return replace(old, **told) == replace(new, **told)

@@ -8,8 +8,9 @@ master's end, takes the sockets and has the keeper leave. A successor that dies 
 leaves one more keeper, and the next asks them all. The master itself says nothing to a keeper:
 it closes the pair, or kills it.
 
-What a worker carries may be what kills it, and would kill every successor. So after three
-crashes in a row between which not one byte moved the next begins with nothing.
+What a worker carries may be what kills it, and would kill every successor. Usually the stream
+is found that does (``relay/poison.py``). After six crashes in a row between which not one byte
+moved, and no stream was blamed, the next begins with nothing.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ _MAX_OLD: Final = 4
 """Keepers of dead workers. More come only from successors that died one after the other before
 they were done, and what those have, the older ones have too."""
 
-_MAX_FAULTS: Final = 3
-"""Crashes in a row without a byte moved that are put up with."""
+_MAX_FAULTS: Final = 6
+"""Crashes in a row without a byte moved that are put up with: twice what it takes a successor
+to find the stream."""
 
 
 @dataclass(slots=True)
@@ -68,6 +70,7 @@ class Keepers:
         self._died_at = 0.0
         self._faults = 0
         self._moved = 0
+        self._crashed = False
 
     @property
     def is_kept(self) -> bool:
@@ -97,6 +100,7 @@ class Keepers:
             keeper_fd=self._given,
             old_keeper_fds=tuple(keeper.fd for keeper in self._old),
             died_at=self._died_at,
+            crashed=self._crashed,
             forgets=forgets,
         )
 
@@ -133,6 +137,7 @@ class Keepers:
             "died_at": self._died_at,
             "faults": self._faults,
             "moved": self._moved,
+            "crashed": self._crashed,
         }
 
     def go_on(self, before: Mapping[str, Any]) -> None:
@@ -144,6 +149,7 @@ class Keepers:
                 self._watch(keeper)
         self._died_at = before["died_at"]
         self._faults, self._moved = before["faults"], before["moved"]
+        self._crashed = before["crashed"]
 
     def drop_old(self) -> None:
         """The successor has all that the keepers before had."""
@@ -153,6 +159,7 @@ class Keepers:
 
     def worker_gone(self, how: LastExit, counters: memoryview, now: float) -> None:
         """The worker died; its keeper holds what it carried. ``now``: monotonic seconds."""
+        self._crashed = how.is_own_fault
         moved = counters[Counter.BYTES_IN] + counters[Counter.BYTES_OUT]
         if not how.is_own_fault:
             self._faults = 0
@@ -167,6 +174,10 @@ class Keepers:
             self._died_at = self._died_at or now
         while len(self._old) > _MAX_OLD:
             self._end(self._old[-1])
+
+    def found_poison(self) -> None:
+        """What may have killed the workers is gone."""
+        self._faults = 0
 
     def end(self) -> None:
         """Nobody will come: whatever they hold is reset."""

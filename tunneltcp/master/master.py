@@ -24,6 +24,7 @@ from tunneltcp.config.plain import config_to_plain
 from tunneltcp.config.state import host_id
 from tunneltcp.control.context import Role
 from tunneltcp.log import Throttle, echo_from, setup_log
+from tunneltcp.master.budgets import Budgets
 from tunneltcp.master.children import Children
 from tunneltcp.master.contexts import make_context
 from tunneltcp.master.control_socket import ControlSocket
@@ -214,7 +215,7 @@ class Master:
             lambda request, respond: answer_request(self, request, respond),
             -1 if before is None else before["control"],
         )
-        self._monitor = Monitor(self._loop, self.tunnels)
+        self._monitor = Monitor(self._loop, self.tunnels, Budgets(lambda: self._budget).check)
         self._watchdog = Watchdog(self._loop, self._children, self.tunnels)
         self.upgrader.surround(signals, self._control, self._helpers)
         self._start(before)
@@ -248,9 +249,8 @@ class Master:
         else:
             self.tunnel_set.go_on(before["tunnels"])
         how = "started with" if before is None else "goes on, as new code, with"
-        logger.bind(
-            role=self.role.value, instance=self.instance, pid=self._pid, version=__version__
-        ).info("master {} {} tunnels", how, len(self.tunnels))
+        log = logger.bind(role=self.role.value, instance=self.instance, pid=self._pid)
+        log.bind(version=__version__).info("master {} {} tunnels", how, len(self.tunnels))
         self._be_warm()
         freeze()
         self._loop.on_turn = self._on_turn

@@ -103,6 +103,8 @@ class TookOver:
     streams: int
     reset: int
     """Those that it could not go on with."""
+    poisoned: bool = False
+    """Whether one of those is said to have crashed the workers before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,7 +170,8 @@ def _parse_succession(message: dict[str, Any]) -> KeeperMade | TookOver | StoodS
         case {"type": "keeper", "pid": int(pid)}:
             return KeeperMade(pid=pid)
         case {"type": "took_over", "streams": int(streams), "reset": int(reset)}:
-            return TookOver(streams=streams, reset=reset)
+            poisoned = message.get("poisoned") is True
+            return TookOver(streams=streams, reset=reset, poisoned=poisoned)
         case {"type": "stood_still", "seconds": float(seconds)}:
             return StoodStill(seconds=seconds)
     return None

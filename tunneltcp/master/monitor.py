@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Final
 import psutil
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from tunneltcp.master.tunnel import Tunnel
     from tunneltcp.net.loop import Loop
 
 __all__ = ["Monitor", "Sample", "Sampler"]
@@ -70,8 +71,12 @@ class Sampler:
 class Monitor:
     """Goes round the workers, a fifth of them each second."""
 
-    def __init__(self, loop: Loop, tunnels: Sequence[_Watched]) -> None:
+    def __init__(
+        self, loop: Loop, tunnels: Sequence[Tunnel], looked: Callable[[Tunnel], None]
+    ) -> None:
+        """Begin; ``looked`` is called with each whose worker was looked at."""
         self._loop = loop
+        self._looked = looked
         self._tunnels = tunnels
         self._next = 0
         self._timer = loop.call_later(_TURN_SECONDS, self._turn)
@@ -79,19 +84,13 @@ class Monitor:
     def _turn(self) -> None:
         count = len(self._tunnels)
         for _ in range(-(-count // _TURNS)):
-            sampler = self._tunnels[self._next % count].sampler
-            if sampler is not None:
-                sampler.look()
+            tunnel = self._tunnels[self._next % count]
             self._next = (self._next + 1) % count
+            if tunnel.sampler is not None:
+                tunnel.sampler.look()
+                self._looked(tunnel)
         self._timer = self._loop.call_later(_TURN_SECONDS, self._turn)
 
     def close(self) -> None:
         """Look no more."""
         self._timer.cancel()
-
-
-if TYPE_CHECKING:
-    from typing import Protocol
-
-    class _Watched(Protocol):
-        sampler: Sampler | None

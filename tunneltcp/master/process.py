@@ -40,6 +40,9 @@ STABLE_SECONDS: Final = 1.0
 """A worker that ran this long had no trouble starting: its successor comes at once. So even
 one that dies for ever is started no more than once a second."""
 
+EXCEED_SECONDS: Final = 60.0
+"""The same for one that exceeded its budget, which is looked at only every few seconds."""
+
 RESTART_DELAYS: Final = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 """Seconds before the first, second ... restart of a worker that keeps crashing."""
 
@@ -92,6 +95,8 @@ class Input(Enum):
     """It is gone and reaped, and said that only a person can help."""
     REPLACE = auto()
     """It must go and have a successor: it asked for it, or broke the rules."""
+    EXCEED = auto()
+    """It takes more than its budget: it must go, and its successor may do the same."""
     TIME_UP = auto()
     """The deadline has passed."""
     STOP = auto()
@@ -147,6 +152,7 @@ TRANSITIONS: Final[Mapping[tuple[ProcessState, Input], _Row]] = {
     (_S.RUNNING, _I.EXIT): (_S.BACKOFF, (), _Wait.RETRY),
     (_S.RUNNING, _I.EXIT_PERMANENT): (_S.FATAL, (), _Wait.FATAL),
     (_S.RUNNING, _I.REPLACE): (_S.RUNNING, (_A.KILL,), _Wait.KILL),
+    (_S.RUNNING, _I.EXCEED): (_S.RUNNING, (_A.KILL,), _Wait.KILL),
     (_S.RUNNING, _I.TIME_UP): (_S.RUNNING, (_A.KILL,), _Wait.KILL),
     (_S.RUNNING, _I.STOP): (_S.STOPPING, (_A.DRAIN,), _Wait.DRAIN),
     (_S.RUNNING, _I.STOP_NOW): (_S.STOPPING, (_A.SAY_STOP,), _Wait.STOP_NOW),
@@ -177,8 +183,8 @@ class ProcessLife:
     """One worker's state, its failures so far and its deadline."""
 
     __slots__ = (
-        "_asked", "_blocked", "_drain_said", "_failures", "_jitter", "_spawned", "_spawns",
-        "_wanted", "deadline", "drain_seconds", "state",
+        "_asked", "_blocked", "_drain_said", "_exceeded", "_failures", "_jitter", "_spawned",
+        "_spawns", "_wanted", "deadline", "drain_seconds", "state",
     )  # fmt: skip
 
     def __init__(
@@ -192,6 +198,7 @@ class ProcessLife:
         self._jitter = jitter
         self._failures = 0
         self._asked = False
+        self._exceeded = False
         self._blocked = 0
         self._spawned = 0.0
         self._spawns = 0
@@ -245,13 +252,16 @@ class ProcessLife:
             self._blocked = 0
         elif happened is Input.REPLACE:
             self._asked = self.state is ProcessState.RUNNING
+        elif happened is Input.EXCEED:
+            self._exceeded = self.state is ProcessState.RUNNING
         elif happened is Input.BLOCKED:
             self._blocked += 1
             self._spawns -= 1
         elif happened in (Input.EXIT, Input.EXIT_PERMANENT):
-            stable = now - self._spawned >= STABLE_SECONDS
+            long = EXCEED_SECONDS if self._exceeded else STABLE_SECONDS
+            stable = now - self._spawned >= long
             self._failures = 0 if stable or self._asked else self._failures + 1
-            self._asked = False
+            self._asked = self._exceeded = False
 
     def _until(self, wait: _Wait, now: float) -> float | None:
         if wait is _Wait.NONE:

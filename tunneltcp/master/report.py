@@ -211,7 +211,9 @@ class Reporter:
             case Warned():
                 self.warned(what.text)
             case TookOver():
-                self._taken = what
+                self.takeover = Takeover(
+                    at=stamp(), how=self._how, streams=what.streams, reset=what.reset
+                )
             case StoodStill():
                 self._went_on(what.seconds)
 
@@ -249,6 +251,7 @@ class Reporter:
 
     def exited(self, exit_: LastExit, *, expected: bool) -> None:
         """The worker is gone."""
+        self._how = exit_.reason
         self._link_up = False
         self._link_trouble = self._target_trouble = ""
         self._taken = None
@@ -261,7 +264,8 @@ class Reporter:
         if exit_.reason in _ASKED_FOR:
             self._log.info("worker replaced: it {}", exit_.reason)
             return
-        missed = self._events.admit(("exit", exit_.reason), self._loop.now)
+        kind = exit_.reason.partition(":")[0]  # behind it are figures that differ each time
+        missed = self._events.admit(("exit", kind), self._loop.now)
         if missed is not None:
             text = "worker died after {:.3f} s: {}"
             self._log.warning(text + _times(missed), exit_.ran_seconds, exit_.reason)

@@ -284,7 +284,7 @@ def _fork() -> tuple[int, SignalMask]:
         pid = _libc.fork()
         if pid < 0:
             number = ctypes.get_errno()
-            raise OSError(number, f"cannot fork: {os.strerror(number)}")
+            raise OSError(number, os.strerror(number))
     finally:
         if pid != 0:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -104,6 +104,7 @@ def tunnel_status(tunnel: Tunnel) -> dict[str, Any]:
         "private": sample.private if sample else None,
         "cpu": sample.cpu if sample else None,
         "process": sample.status if sample else None,
+        "descriptors": page[Counter.DESCRIPTORS] if runs else None,
     }
 
 

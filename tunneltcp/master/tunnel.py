@@ -320,6 +320,8 @@ class Tunnel(TunnelState):
                 self.link_client = message.client if is_up else ""
                 self.report.link(message)
             case TargetChanged() | Warned() | TookOver() | StoodStill():
+                if isinstance(message, TookOver) and message.poisoned:
+                    self.keepers.found_poison()
                 self.report.said(message)
             case Answer():
                 self._questions.answer(message.number, message.body)

@@ -23,6 +23,7 @@ from tunneltcp.protocol.frames import (
     is_valid_size,
 )
 from tunneltcp.protocol.stream import DISCARD
+from tunneltcp.protocol.table import IN_HAND
 
 if TYPE_CHECKING:
     from tunneltcp.protocol.session import Session
@@ -62,6 +63,7 @@ class Receiver:
             pos = self._receive_rest(view, end)
         unpack = HEADER_PARTS.unpack_from
         find = self._session.streams.get
+        words = self._session.table.words
         last = end - 16
         # The hot path, written out: this is where a tunnel spends its own time. 0x20 is DATA
         # of less than 64 KiB; longer frames and ids above 2**32 take the other way.
@@ -76,6 +78,7 @@ class Receiver:
                     and value == stream.received
                     and (after := value + size) <= stream.granted
                 ):
+                    words[6] = stream_id  # IN_HAND
                     # Two steps: the interpreter is slow at calling what lies in a slot.
                     send = stream.send
                     try:
@@ -113,6 +116,7 @@ class Receiver:
         part = min(self._rest, end)
         self._rest -= part
         if self._rest_stream is not None:
+            self._rest_stream.take_in_hand()
             self._deliver(self._rest_stream, view[:part])
         return part
 
@@ -136,6 +140,7 @@ class Receiver:
         """DATA of which only a part has come, or that is not the next piece of its stream."""
         if not 0 < size <= MAX_PAYLOAD_BYTES:
             raise RemoteProtocolError(f"DATA of {size} bytes")
+        self._session.table.words[IN_HAND] = stream_id
         stream = self._session.streams.get(stream_id)
         if stream is None:
             self._check_known(stream_id)
@@ -159,6 +164,7 @@ class Receiver:
     ) -> None:
         if not is_valid_size(frame_type, len(payload)):
             raise RemoteProtocolError(f"a frame of type {frame_type}, {len(payload)} bytes")
+        self._session.table.words[IN_HAND] = stream_id
         if frame_type in (FrameType.PING, FrameType.PONG, FrameType.GOAWAY):
             if stream_id:
                 raise RemoteProtocolError(f"{FrameType(frame_type).name} names a stream")

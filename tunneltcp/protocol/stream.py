@@ -39,6 +39,7 @@ from tunneltcp.protocol.table import (
     ERROR_SEEN,
     FIN_OFFSET,
     FLAGS,
+    IN_HAND,
     RING_WORD,
 )
 
@@ -218,6 +219,7 @@ class Stream:
         ring or in the tunnel's memory: stop reading until :meth:`Endpoint.resume_reading`.
         Whatever ``receive_into`` raises is passed on. At most ``MAX_PAYLOAD_BYTES``.
         """
+        self.words[6] = self.id  # IN_HAND
         head = self.head
         room = self.free_to - head
         if room <= 0:
@@ -312,6 +314,10 @@ class Stream:
         """The socket took ``count`` more bytes of what :meth:`Endpoint.deliver` kept."""
         self.waiting -= count
         self.session.owe(self)
+
+    def take_in_hand(self) -> None:
+        """Store that this stream is about to be handled, otherwise than by :meth:`fill`."""
+        self.words[IN_HAND] = self.id
 
     def record_fin(self) -> None:
         """Store that the peer's FIN is about to be relayed; call it before ``shutdown``."""

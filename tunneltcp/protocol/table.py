@@ -10,10 +10,13 @@ Layout (64-bit words in the machine's own order; the memory never leaves the mac
     4  last attempt                       4  flags: 1 end of input read, 2 error seen,
     5  next stream id                        4 the peer has answered
     6  stream in hand                     5  final offset of the FIN relayed, plus 1; 0: none
-    7  records ever used                  6  not used
-    8  server: who has the session:       7  not used
-       OWNER_WORDS words, as its worker
+    7  records ever used                  6  client: the visitor's address, 16 bytes in
+    8  who has the session (server), or      two words; its family (4, 6; 0: not known)
+       where names lead (client):            in bits 8 to 15 of the flags, its port in
+       OWNER_WORDS words, as its worker      bits 16 to 31
        lays them out
+   40  stream that was in hand when its worker crashed, how many bytes of it had moved by
+       then, and how many workers in a row crashed so: three words
 
 A word is stored after each call on a socket and before the next one, so that whoever finds
 this memory after a crash knows how far its owner came. Stream ids come from the counter in
@@ -29,7 +32,7 @@ from tunneltcp.protocol.errors import LocalProtocolError
 
 __all__ = ["HEADER_WORDS", "LAYOUT_VERSION", "RECORD_WORDS", "Record", "StreamTable"]
 
-LAYOUT_VERSION: Final = 2
+LAYOUT_VERSION: Final = 3
 HEADER_WORDS: Final = 4096 // 8
 RECORD_WORDS: Final = 8
 
@@ -39,6 +42,7 @@ RING_WORD: Final = 2
 BYTES_READ: Final = 3
 FLAGS: Final = 4
 FIN_OFFSET: Final = 5
+_ADDRESS: Final = 6
 
 END_READ: Final = 1
 ERROR_SEEN: Final = 2
@@ -48,7 +52,12 @@ OWNER_WORDS: Final = 32
 """Words for who has the session: 256 bytes."""
 _OWNER: Final = 8
 
-_VERSION, _SESSION, _EPOCH, _ATTEMPT, _NEXT_ID, _IN_HAND, _USED = 0, 1, 3, 4, 5, 6, 7
+_VERSION, _SESSION, _EPOCH, _ATTEMPT, _NEXT_ID, _USED = 0, 1, 3, 4, 5, 7
+
+IN_HAND: Final = 6
+"""Where the id of the stream is stored whose event is about to be handled; 0: none. What
+handles it stores through ``words``, as it does into records."""
+_BLAME: Final = _OWNER + OWNER_WORDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +103,8 @@ class StreamTable:
             self._wipe(record)
         self.words[_USED] = 0
         self._free.clear()
+        self.words[IN_HAND] = 0
+        self.set_blame(0, 0, 0)
         self.set_session(bytes(16), 0)
 
     def records(self) -> list[Record]:
@@ -129,6 +140,24 @@ class StreamTable:
                 )
             )
         return sorted(found, key=lambda record: record.stream_id)
+
+    def set_address(self, record: int, packed: bytes) -> None:
+        """Store where a visitor comes from: the first address of what OPEN carries."""
+        size = {b"\4": 4, b"\6": 16}.get(packed[:1], 0)
+        if size and len(packed) >= 3 + size:
+            port = int.from_bytes(packed[1 + size : 3 + size], "big")
+            padded = packed[1 : 1 + size].ljust(16, b"\0")
+            self.words[record + _ADDRESS : record + _ADDRESS + 2] = memoryview(padded).cast("Q")
+            self.words[record + FLAGS] |= packed[0] << 8 | port << 16
+
+    def address(self, record: int) -> bytes:
+        """Return what :meth:`set_address` stored; of unknown family if it stored nothing."""
+        flags = self.words[record + FLAGS]
+        family = flags >> 8 & 0xFF
+        host = self.words[record + _ADDRESS : record + _ADDRESS + 2].tobytes()
+        port = (flags >> 16 & 0xFFFF).to_bytes(2, "big")
+        size = {4: 4, 6: 16}.get(family, 0)
+        return bytes([family]) + host[:size] + port if size else b"\0"
 
     @property
     def last_id(self) -> int:
@@ -166,6 +195,20 @@ class StreamTable:
         """Store who has the session: at most ``OWNER_WORDS`` words, more is cut off."""
         padded = owner[: OWNER_WORDS * 8].ljust(OWNER_WORDS * 8, b"\0")
         self.words[_OWNER : _OWNER + OWNER_WORDS] = memoryview(padded).cast("Q")
+
+    @property
+    def blame(self) -> tuple[int, int, int]:
+        """What :meth:`set_blame` stored."""
+        stream_id, moved, crashes = self.words[_BLAME : _BLAME + 3]
+        return stream_id, moved, crashes
+
+    def set_blame(self, stream_id: int, moved: int, crashes: int) -> None:
+        """Store that so many workers in a row crashed with this stream in hand.
+
+        ``moved`` says how many of its bytes had moved by then.
+        """
+        for at, value in enumerate((stream_id, moved, crashes)):
+            self.words[_BLAME + at] = value
 
     @property
     def epoch(self) -> int:

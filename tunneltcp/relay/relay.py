@@ -101,6 +101,7 @@ class Relay:
     def go_on(self, stream: Stream) -> None:
         """Relay a stream that another worker had begun."""
         self.stream = stream
+        stream.send = self._send
         if stream.fin_at < 0:
             self._watch(READ)
 
@@ -115,6 +116,7 @@ class Relay:
         """The socket is ready."""
         if events != READ:
             if events & WRITE:
+                self.stream.take_in_hand()
                 self._drain()
             if not events & self._mask & READ:
                 return
@@ -306,6 +308,7 @@ class TargetRelay(Relay):
 
     def _on_connect(self, events: int) -> None:
         del events
+        self.stream.take_in_hand()
         error = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if not error and is_connected_to_itself(self._sock):
             error = errno.ECONNREFUSED

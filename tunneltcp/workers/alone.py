@@ -98,11 +98,14 @@ class AloneHost:
                 self._old_handlers[number] = signal.signal(number, _record)
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
 
-    def open(self, loop: Loop, on_message: Callable[[dict[str, Any]], None]) -> int:
-        """Begin; how many descriptors the process has is nobody's question here."""
+    def open(self, loop: Loop, on_message: Callable[[dict[str, Any]], None]) -> None:
+        """Begin to wake the loop up."""
         self._loop = loop
         self._on_message = on_message
         loop.register(self._reader.fileno(), READ, self._on_wake)
+
+    def count_descriptors(self) -> int:
+        """Nobody asks here."""
         return 0
 
     def say(self, message: dict[str, Any]) -> None:

@@ -87,7 +87,6 @@ class Worker:
         self._done_resets = 0
         self._lost_since = 0.0
         self._away_seconds = 0.0
-        self._own_descriptors = 0
         self._throttle = Throttle()
 
     # ----------------------------------------------------------------------- life
@@ -108,7 +107,7 @@ class Worker:
         self._done_out = counters[Counter.BYTES_OUT]
         self._done_resets = counters[Counter.RESETS_TOTAL]
         self.loop.on_beat = self._beat
-        self._own_descriptors = self.host.open(self.loop, self._handle_message)
+        self.host.open(self.loop, self._handle_message)
         self.start()
         self._tidy()
         self.tell({"type": "ready"})
@@ -159,14 +158,10 @@ class Worker:
         self.buffer.tidy()
         counters = self.counters
         counters[Counter.LOG_DROPPED] = dropped_lines()
-        counters[Counter.DESCRIPTORS] = self._own_descriptors + self.count_connections()
+        counters[Counter.DESCRIPTORS] = self.host.count_descriptors()
         counters[Counter.RESETS_TOTAL] = self._done_resets + self.session.resets
         if self.link is not None:
             counters[Counter.RTT_US] = int(self.link.rtt_seconds * 1e6)
-
-    def count_connections(self) -> int:
-        """Return how many connections this worker holds now."""
-        return int(self.link is not None)
 
     def warn(self, kind: str, text: str, throttle: Throttle | None = None) -> None:
         """Log what went wrong, here and at the host; the same kind again only now and then."""

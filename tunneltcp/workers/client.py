@@ -18,6 +18,7 @@ from tunneltcp.relay.relay import Relay, TargetRelay
 from tunneltcp.workers.base import Worker
 from tunneltcp.workers.claims import AGENT
 from tunneltcp.workers.dial import Attempt, prove_one
+from tunneltcp.workers.known import pack_known
 from tunneltcp.workers.pace import MAX_ATTEMPTS, dial_seconds, refused_seconds
 from tunneltcp.workers.roaming import Roaming
 from tunneltcp.workers.visitors import Visitor
@@ -68,10 +69,6 @@ class ClientWorker(Worker):
         self._dial_soon(0.0)
         self._roaming.look()
 
-    def count_connections(self) -> int:
-        """Return how many connections this worker holds now."""
-        return super().count_connections() + len(self._relays) + len(self._attempts)
-
     def close(self) -> None:
         """Let go of everything."""
         self._cancel_attempts()
@@ -101,6 +98,8 @@ class ClientWorker(Worker):
             self._server_addresses = found
         if name == (self.context.target_host, self.context.target_port):
             self._target_addresses, self._target_nameless = found, ""
+        known = pack_known(self.context, self._server_addresses, self._target_addresses)
+        self.memory.table.set_owner(known)
 
     def _on_nameless(self, name: tuple[object, object], why: str) -> None:
         """A name has no address now; one that had some goes on with those."""
@@ -347,6 +346,7 @@ class ClientWorker(Worker):
         visitor.relay = relay
         self._relays[relay] = visitor
         self.counters[Counter.VISITORS] = len(self._relays)
+        self.memory.table.set_address(stream.record, addresses)
         relay.start(stream)
         return relay
 

@@ -78,11 +78,6 @@ class ServerWorker(Worker):
         """Begin to accept: from now on, whoever comes is served or held."""
         self._arrivals.start()
 
-    def count_connections(self) -> int:
-        """Return how many connections this worker holds now."""
-        undecided = len(self._arrivals) + len(self._claims)
-        return super().count_connections() + undecided + len(self._relays)
-
     def on_certificate(self, fd: int) -> None:
         """Show another certificate to whoever comes from now on."""
         self._claims.renew_tls(fd)

@@ -14,20 +14,29 @@ from __future__ import annotations
 
 import socket
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from tunneltcp.control.counters import Counter
-from tunneltcp.net.address import format_address, local_address, pack_address
+from tunneltcp.net.address import (
+    format_address,
+    local_address,
+    pack_address,
+    unpack_address,
+)
 from tunneltcp.net.keeper import start_keeper
 from tunneltcp.net.sockopt import close_with_reset
 from tunneltcp.net.tcp_counters import TcpState, read_counters
 from tunneltcp.protocol.errors import ResetCode
 from tunneltcp.protocol.rebuild import rebuild_reset, rebuild_stream
+from tunneltcp.protocol.table import IN_HAND
+from tunneltcp.relay.poison import MAX_CRASHES, find_poison, take_in_hand
 from tunneltcp.relay.relay import Relay, TargetRelay
 from tunneltcp.relay.verdict import Fate, Verdict, judge
 from tunneltcp.workers.base import Worker
 from tunneltcp.workers.client import ClientWorker
 from tunneltcp.workers.inherit import inherit
+from tunneltcp.workers.known import unpack_known
 from tunneltcp.workers.owner import unpack_owner
 from tunneltcp.workers.server import ServerWorker
 from tunneltcp.workers.visitor_relay import VisitorRelay
@@ -40,6 +49,8 @@ if TYPE_CHECKING:
     from tunneltcp.protocol.stream import Stream
     from tunneltcp.protocol.table import Record
     from tunneltcp.relay.link import Link
+
+    _Judged = tuple[Record, socket.socket | None, Verdict]
 
 __all__ = ["ClientSuccessor", "ServerSuccessor"]
 
@@ -61,10 +72,11 @@ class _Successor(Worker):
 
     def start(self) -> None:
         """Take over what there is, then serve."""
-        sockets = inherit(self.context.old_keeper_fds)
         table = self.memory.table
+        in_hand = take_in_hand(table)
+        sockets = inherit(self.context.old_keeper_fds)
         self.session.last_id = table.last_id
-        self._take_streams(table.records(), sockets)
+        self._take_streams(table.records(), sockets, in_hand)
         for sock in sockets.values():
             self.adopt_stranger(sock)
         done_in, done_out = self.session.count_bytes()
@@ -110,13 +122,16 @@ class _Successor(Worker):
 
     # ------------------------------------------------------------------- streams
 
-    def _take_streams(self, records: list[Record], sockets: dict[int, socket.socket]) -> None:
+    def _take_streams(
+        self, records: list[Record], sockets: dict[int, socket.socket], in_hand: int
+    ) -> None:
         """Make what goes on; ``sockets`` loses those that belong to a record."""
-        judged = []
+        judged: list[_Judged] = []
         for record in records:
             sock = sockets.pop(record.cookie, None)
             verdict = judge(record, _counters(sock), connected=not self.is_server)
             judged.append((record, sock, verdict))
+        judged, is_poisoned = self._without_poison(judged, in_hand)
         rings = self.memory.arena.adopt(
             record.ring_word
             for record, _, verdict in judged
@@ -129,14 +144,48 @@ class _Successor(Worker):
             reset += verdict.fate is Fate.RESET or (
                 verdict.fate is not Fate.OVER and not goes_on
             )
+        self.memory.table.words[IN_HAND] = 0
         if records or self._died_at:
             self.log.info("took over {} streams, {} were reset", taken, reset)
-            self.tell({"type": "took_over", "streams": taken, "reset": reset})
+            self.tell(
+                {
+                    "type": "took_over",
+                    "streams": taken,
+                    "reset": reset,
+                    "poisoned": is_poisoned,
+                }
+            )
+
+    def _without_poison(
+        self, judged: list[_Judged], in_hand: int
+    ) -> tuple[list[_Judged], bool]:
+        """Condemn the stream that seems to have killed those before us, if there is one."""
+        moved = {
+            record.stream_id: verdict.head + verdict.delivered
+            for record, _, verdict in judged
+            if verdict.fate in (Fate.GOES_ON, Fate.CONNECT)
+        }
+        table = self.memory.table
+        poison = find_poison(table, in_hand, moved, crashed=self.context.crashed)
+        if not poison:
+            return judged, False
+        self.warn(
+            "poison",
+            f"stream {poison} is reset: {MAX_CRASHES} workers in a row crashed with it in hand",
+        )
+        cured = []
+        for record, sock, verdict in judged:
+            if record.stream_id == poison:  # without its ring: the peer gets none of it either
+                record = replace(record, ring_word=0)
+                verdict = Verdict(fate=Fate.RESET, why="it was in hand at each crash")
+            cured.append((record, sock, verdict))
+        return cured, True
 
     def _take_stream(
         self, record: Record, sock: socket.socket | None, verdict: Verdict, ring: Ring | None
     ) -> bool:
         """Take one; return whether it goes on."""
+        self.memory.table.words[IN_HAND] = record.stream_id
         stream = None
         if verdict.fate is Fate.OVER:
             self.memory.table.give(record.index)
@@ -235,6 +284,13 @@ class ServerSuccessor(_Successor, ServerWorker):
 class ClientSuccessor(_Successor, ClientWorker):
     """A client's worker that takes over connections to the target."""
 
+    def start(self) -> None:
+        """Know what the worker before us had looked up, then go on with what it had."""
+        server, target = unpack_known(self.context, self.memory.table.owner)
+        self._server_addresses = self._server_addresses or server
+        self._target_addresses = self._target_addresses or target
+        super().start()
+
     def restore(self) -> None:
         """Count who is here."""
         self.counters[Counter.VISITORS] = len(self._relays)
@@ -246,13 +302,14 @@ class ClientSuccessor(_Successor, ClientWorker):
         relay.go_on(stream)
 
     def _register(self, relay: Relay, stream: Stream) -> None:
-        visitor = Visitor(self.visitors.next_id(), "unknown", self.loop.now)
+        address = unpack_address(self.memory.table.address(stream.record))
+        visitor = Visitor(self.visitors.next_id(), address, self.loop.now)
         visitor.relay = relay
         self._relays[relay] = visitor
         stream.use(relay)
 
     def connect(self, stream: Stream) -> None:
-        """Connect now, if it is known where to: it is, unless it has a name to be looked up."""
+        """Connect now; where to is known, or the worker before us could not have begun."""
         addresses = self._target_addresses
         if not addresses:
             stream.reset(ResetCode.TARGET_UNREACHABLE)

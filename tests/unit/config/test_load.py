@@ -21,6 +21,7 @@ BARE = (
     '[{"local_port": 8000, "remote_port": 60001}, {"local_port": 8001, "remote_port": 60002}]'
 )
 NO_RANGE = 'is not a port or a range like "60001-60010" (1-65535)'
+NO_SIZE = 'is not a size from 50000000 to 1099511627776 bytes, like 200000000 or "200 MB"'
 FOR_SERVER = "is for the server, and this is the client"
 FOR_CLIENT = "is for the client, and this is the server"
 
@@ -87,6 +88,33 @@ def test_the_long_form_with_everything():
     assert (config.budget_bytes, config.log_bytes, config.log_files) == (8 << 20, 10_000, 2)
 
 
+@pytest.mark.parametrize(
+    ("given", "size"),
+    [
+        (60_000_000, 60_000_000),
+        ("200 MB", 200_000_000),
+        ("200MB", 200_000_000),
+        ("64 MiB", 64 << 20),
+        ("1.5 GiB", 3 << 29),
+        ("70000 kB", 70_000_000),
+    ],
+)
+def test_sizes_have_units(given, size):
+    config = build_config(
+        {
+            "tunnels": [{"remote_port": 1}, {"remote_port": 2, "max_rss": 99_000_000}],
+            "max_rss": given,
+            "max_fds": 100,
+        },
+        "server",
+    )
+    first, second = config.tunnels
+    assert (first.max_rss_bytes, second.max_rss_bytes) == (size, 99_000_000)
+    assert first.max_fds == second.max_fds == 100
+    (plain,) = build_config({"ports": [1]}, "server").tunnels
+    assert (plain.max_rss_bytes, plain.max_fds) == (None, None)
+
+
 def test_ports_of_a_server_join_its_tunnels():
     config = build_config(
         {"ports": "60001-60003, 60010", "tunnels": [{"remote_port": 60002, "hold": 1}]},
@@ -146,9 +174,15 @@ def test_all_problems_come_at_once_each_with_its_path():
     ("text", "problem"),
     [
         ('{"ports": [1], "server": "x"}', f"server: {FOR_CLIENT}"),
+        ('{"ports": [1], "max_rss": 1}', f"max_rss: 1 {NO_SIZE}"),
+        ('{"ports": [1], "max_rss": "200 mb"}', f"max_rss: '200 mb' {NO_SIZE}"),
+        ('{"ports": [1], "max_rss": "-200 MB"}', f"max_rss: '-200 MB' {NO_SIZE}"),
+        ('{"ports": [1], "max_rss": "999999999 GB"}', f"max_rss: '999999999 GB' {NO_SIZE}"),
+        ('{"ports": [1], "max_rss": true}', f"max_rss: true {NO_SIZE}"),
+        ('{"ports": [1], "max_rss": 2e8}', f"max_rss: 200000000.0 {NO_SIZE}"),
         (
-            '{"ports": [1], "max_rss": 1}',
-            "max_rss: is not known yet: this version has no such setting",
+            '{"ports": [1], "max_fds": 63}',
+            "max_fds: 63 is not a whole number from 64 to 1000000",
         ),
         ('{"ports": "9-1"}', f"ports: '9-1' {NO_RANGE}"),
         ('{"ports": [1, true]}', f"ports[1]: true {NO_RANGE}"),

@@ -62,7 +62,11 @@ def fake_worker(context: WorkerContext) -> int:
     listeners = {fd: socket.socket(fileno=fd) for fd in context.listener_fds}
     for listener in listeners.values():
         selector.register(listener, selectors.EVENT_READ)
+    if kind == "leaky":
+        counters[Counter.DESCRIPTORS] = 101
+    taken = b"x" * 200_000_000 if kind == "greedy" else b""
     say({"type": "ready"})
+    assert len(taken) in (0, 200_000_000)  # it is held on to
     if kind == "asks":
         say({"type": "resolve", "host": "localhost", "port": 7})
     return _serve(context, kind, say, counters, selector, listeners)

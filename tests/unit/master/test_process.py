@@ -53,6 +53,31 @@ def test_one_that_ran_for_a_while_is_replaced_at_once():
     assert one.restarts == 1
 
 
+def test_one_that_exceeds_its_budget_at_once_waits_longer_and_longer():
+    """It is looked at every few seconds, which is longer than what counts as sound."""
+    one = after((I.START, 0.0))
+    now, delays = 0.0, []
+    for _ in range(6):
+        now += 0.1
+        one.handle(I.READY, now)
+        now += 5.0
+        assert one.handle(I.EXCEED, now) == (A.KILL,)
+        one.handle(I.EXIT, now)
+        assert one.deadline is not None
+        delays.append(round(one.deadline - now, 3))
+        now = one.deadline
+        assert one.handle(I.TIME_UP, now) == (A.SPAWN,)
+    assert delays == list(RESTART_DELAYS[:6])
+    one.handle(I.READY, now)
+    one.handle(I.EXCEED, now + 61)
+    one.handle(I.EXIT, now + 61)
+    assert one.deadline == now + 61, "one that took a minute to fill it is as good as new"
+    one.handle(I.TIME_UP, now + 61)
+    one.handle(I.READY, now + 61)
+    one.handle(I.EXIT, now + 63)
+    assert one.deadline == now + 63, "another death is judged as ever"
+
+
 def test_one_that_keeps_crashing_waits_longer_and_longer_and_never_gives_up():
     one = after((I.START, 0.0))
     delays = []

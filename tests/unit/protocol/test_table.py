@@ -45,8 +45,8 @@ def test_the_layout():
     record = table.take(77, 0xC0FFEE)
 
     header = [word(memory, index) for index in range(8)]
-    assert header == [2, 0x0001020304050607, 0x08090A0B0C0D0E0F, 9, 1, 2, 0, 1]
-    assert LAYOUT_VERSION == 2
+    assert header == [3, 0x0001020304050607, 0x08090A0B0C0D0E0F, 9, 1, 2, 0, 1]
+    assert LAYOUT_VERSION == 3
     assert record == HEADER_WORDS
     assert [word(memory, 512 + index) for index in range(8)] == [0xC0FFEE, 77, 0, 0, 0, 0, 0, 0]
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tunneltcp.control.counters import Counter, LinkState
 from tunneltcp.errors import ExitCode
+from tunneltcp.workers import host
 
 
 @pytest.fixture(params=["server", "client"])
@@ -74,6 +77,30 @@ class TestCounters:
     def test_lines_that_were_dropped_are_counted(self, world, bench):
         world.pass_time(1.1)
         assert bench.counter(Counter.LOG_DROPPED) == 0
+
+    @pytest.mark.parametrize("kernel_says", [True, False])
+    def test_descriptors_are_counted_also_those_nobody_knows_of(
+        self, world, monkeypatch, kernel_says
+    ):
+        """The world's, in this test; before Linux 6.2 it takes 10 s to be noticed."""
+        bench = world.server()
+        if not kernel_says:
+            silent = SimpleNamespace(
+                stat=lambda _path: SimpleNamespace(st_size=0), listdir=os.listdir
+            )
+            monkeypatch.setattr(host, "os", silent)
+            world.pass_time(host.COUNT_SECONDS + 2)
+        world.pass_time(1.2)
+        before = bench.counter(Counter.DESCRIPTORS)
+        told = Path("/proc/self/fd").stat().st_size
+        assert not (kernel_says and told) or before == told
+        leaked = [os.dup(0) for _ in range(5)]
+        try:
+            world.pass_time(1.2 if kernel_says else host.COUNT_SECONDS + 2)
+            assert bench.counter(Counter.DESCRIPTORS) == before + 5
+        finally:
+            for fd in leaked:
+                os.close(fd)
 
 
 class TestSignals:

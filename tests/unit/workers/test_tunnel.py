@@ -180,10 +180,6 @@ class TestCounters:
             assert side.counter(Counter.LINK_STATE) == LinkState.UP
             assert side.counter(Counter.HELD) == 0
             assert side.counter(Counter.RESETS_TOTAL) == 0
-        assert (
-            tunnel.server.counter(Counter.DESCRIPTORS)
-            == tunnel.server.worker._own_descriptors + 3
-        )
         second.reset()
         visitor.finish()
         peer.finish()
