@@ -211,9 +211,7 @@ class Reporter:
             case Warned():
                 self.warned(what.text)
             case TookOver():
-                self.takeover = Takeover(
-                    at=stamp(), how=self._how, streams=what.streams, reset=what.reset
-                )
+                self._taken = what
             case StoodStill():
                 self._went_on(what.seconds)
 
@@ -251,7 +249,6 @@ class Reporter:
 
     def exited(self, exit_: LastExit, *, expected: bool) -> None:
         """The worker is gone."""
-        self._how = exit_.reason
         self._link_up = False
         self._link_trouble = self._target_trouble = ""
         self._taken = None
