@@ -174,7 +174,7 @@ TRANSITIONS: Final[Mapping[tuple[ProcessState, Input], _Row]] = {
 
 
 _HANDED: Final = (
-    "failures", "asked", "blocked", "spawned", "spawns", "wanted", "drain_said",
+    "failures", "asked", "blocked", "spawned", "spawns", "wanted", "drain_said", "exceeded",
 )  # fmt: skip
 """What of a life is private and goes on in the next version of the master."""
 

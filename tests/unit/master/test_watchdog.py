@@ -10,9 +10,21 @@ import pytest
 
 from tests.support.fake_clock import FakeClock
 from tunneltcp.control.counters import COUNTERS_BYTES, Counter
+from tunneltcp.master.children import Children
 from tunneltcp.master.process import ProcessState
 from tunneltcp.master.watchdog import HANG_SECONDS, HUNG, STACK_SECONDS, TURN_SECONDS, Watchdog
 from tunneltcp.net.loop import Loop
+
+
+class Recorded(Children):
+    """Children of whom it is only noted what was sent to them."""
+
+    def __init__(self, loop: Loop, kills: list[tuple[int, int]]) -> None:
+        super().__init__(loop)
+        self._kills = kills
+
+    def kill(self, pid: int, number: int = signal.SIGKILL) -> None:
+        self._kills.append((pid, number))
 
 
 class World:
@@ -24,9 +36,7 @@ class World:
         self.kills: list[tuple[int, int]] = []
         self.blamed: list[tuple[int, str]] = []
         self.tunnels = [self._tunnel(pid) for pid in range(1, workers + 1)]
-        children: Any = SimpleNamespace(
-            kill=lambda pid, number=signal.SIGKILL: self.kills.append((pid, number))
-        )
+        children = Recorded(self.loop, self.kills)
         self.dog = Watchdog(
             self.loop, children, self.tunnels, clock=lambda: int(self.clock.now * 1e9)
         )
