@@ -155,6 +155,8 @@ def in_a_storm(
             wrong = wrong + storm.end() + storm.left_over() + books.grown()
         except AssertionError as error:
             wrong.append(f"it did not recover: {error}"[:3000])
+        except SystemExit:
+            wrong.append("it was told to end before it was through")
         wrong += books.summary(judged=judged)
         for line in dict.fromkeys(wrong):
             print(f"WRONG: {line}")
