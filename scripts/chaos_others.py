@@ -125,6 +125,8 @@ def suspend(options: argparse.Namespace) -> int:
             busy=options.busy,
         )  # fmt: skip
         storm.begin()
+        # They need nobody to come and go: thousands would wait in the queue of the port.
+        storm.send_away("hasty")
         workers = [master.worker_pid(storm.port) for master in storm.masters]
         everybody = [*workers, *(master.pid for master in storm.masters)]
         for pid in everybody:

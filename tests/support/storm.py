@@ -151,6 +151,11 @@ class Storm:
         self.groups += ["newcomers", "torn", "hasty"]
         self.wait_moving()
 
+    def send_away(self, name: str) -> None:
+        """End a group, and forget about it."""
+        self.load.end(name)
+        self.groups.remove(name)
+
     def wait_moving(self, bytes_each_way: int = 1_000_000) -> None:
         """Wait until those who stay move more."""
         for name in ("busy", "bulk"):
