@@ -5,6 +5,8 @@ Both masters run a copy of the package, which the tests change under them.
 
 from __future__ import annotations
 
+import compileall
+import os
 import shutil
 import signal
 from contextlib import contextmanager
@@ -38,10 +40,14 @@ class Code:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.path = folder / "tunneltcp"
+        # Compiled once, and again what changes: else each start of a program takes a second.
+        self.environment = {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": ""}
         skip = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / "tunneltcp", self.path, ignore=skip)
+        compileall.compile_dir(self.path, quiet=1)
         self.version = FIRST
         self._versions = 0
+        self._changed_at = self.path.stat().st_mtime
 
     def replace(self, name: str, old: str, new: str) -> None:
         """Change a file of it."""
@@ -49,6 +55,8 @@ class Code:
         text = path.read_text()
         assert text.count(old) == 1, f"{name} has {old!r} {text.count(old)} times"
         path.write_text(text.replace(old, new))
+        self._changed_at += 10  # what is compiled is known by its size and the second
+        os.utime(path, (self._changed_at, self._changed_at))
 
     def change_version(self) -> str:
         """Be the next version; return it."""
@@ -77,8 +85,7 @@ def upgraded(code: Code, tmp_path_factory: pytest.TempPathFactory) -> Iterator[T
     folder = tmp_path_factory.mktemp("upgraded")
     with Apps() as apps:
         targets = [apps.add("pattern"), apps.add("echo"), apps.add("echo")]
-        environment = {"PYTHONPATH": str(code.folder)}
-        with TunnelPair(targets, folder, environment=environment) as pair:
+        with TunnelPair(targets, folder, environment=code.environment) as pair:
             for master in (pair.server, pair.client):
                 master.allowed += ["upgrade refused", "cannot take over", r"^  \| "]
             yield pair
@@ -294,8 +301,7 @@ def test_workers_of_either_code_end_with_their_master(code: Code, tmp_path: Path
     """What ends a worker with its master outlives the ``execv``."""
     first, second = free_ports(2)
     tunnels = [{"remote_port": first}, {"remote_port": second}]
-    environment = {"PYTHONPATH": str(code.folder)}
-    with Master("server", tunnels, tmp_path, environment=environment) as master:
+    with Master("server", tunnels, tmp_path, environment=code.environment) as master:
         wait_until(lambda: all(one["crash_safe"] for one in master.status()["tunnels"]), 10)
         old, new = master.status()["version"], code.change_version()
         assert upgrade(master, "--canary", first).returncode == 0
@@ -313,9 +319,8 @@ def test_a_signal_that_comes_between_the_two_waits_for_the_new_one(
     slow += 'if "take" in os.environ.get("TUNNELTCP_HANDOVER", ""):\n'
     slow += f'    open("{here}", "w").close()\n'
     slow += f'    while not os.path.exists("{go}"):\n        time.sleep(0.01)\n'
-    environment = {"PYTHONPATH": str(code.folder)}
     tunnels = [{"remote_port": free_port()}]
-    with Master("server", tunnels, tmp_path / "server", environment=environment) as master:
+    with Master("server", tunnels, tmp_path / "server", environment=code.environment) as master:
         code.change_version()
         with code.changed("master/__main__.py", first, slow):
             begin_upgrade(master)
