@@ -101,12 +101,12 @@ def load() -> Iterator[Load]:
 def pair(upgraded: TunnelPair, load: Load) -> Iterator[TunnelPair]:
     """Tunnels to a ``pattern`` and to two ``echo`` apps, with visitors who all stay whole."""
     upgraded.wait_links()
-    load.probe("staying", upgraded.ports[1], count=4, size=20_000, pause=0.01)
+    load.probe("staying", upgraded.ports[1], count=4, size=20_000, pause=0.03)
     load.probe("waiting", upgraded.ports[2], count=2, size=64, pause=0.05, seed=50)
     load.probe(
         "coming", upgraded.ports[2], count=2, rounds=1, repeat=True, pause=0.01, seed=100
     )
-    load.transfer("sending", upgraded.port, count=1, up=15_000_000, down=15_000_000, seed=900)
+    load.transfer("sending", upgraded.port, count=1, up=10_000_000, down=10_000_000, seed=900)
     wait_until(lambda: load.stats("staying").rounds > 10, 10)
     yield upgraded
     sent = load.finish("sending", 30)
