@@ -150,7 +150,7 @@ def test_ipv6_through_kills_of_both_sides(apps: Apps, tmp_path: Path) -> None:
                 found = run_tunneltcp(*words).stdout
                 assert f"[{host}]:{number}" in found
                 last = master.tunnel(port)["last_takeover"]
-                assert (last["how"], last["streams"], last["reset"]) == (
+                assert (last["reason"], last["streams"], last["reset"]) == (
                     "ended by SIGKILL",
                     1,
                     0,
