@@ -34,7 +34,8 @@ BORE_CONTROL_PORT = 7835
 
 _INSTALL = {
     "bore": ("cargo", "install", "--locked", "--root", str(PEER_FOLDER), "bore-cli"),
-    "rathole": ("cargo", "install", "--locked", "--root", str(PEER_FOLDER), "rathole"),
+    # Not what it locks: that is a version of "time" which compilers since Rust 1.80 refuse.
+    "rathole": ("cargo", "install", "--root", str(PEER_FOLDER), "rathole"),
     "chisel": ("go", "install", "github.com/jpillora/chisel@latest"),
     "frps": ("go", "install", "github.com/fatedier/frp/cmd/frps@latest"),
     "frpc": ("go", "install", "github.com/fatedier/frp/cmd/frpc@latest"),
