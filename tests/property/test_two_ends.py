@@ -16,6 +16,7 @@ from hypothesis.stateful import (
 
 from tests.support.session_pair import MANY, End, SessionPair
 from tunneltcp.protocol.errors import ResetCode
+from tunneltcp.protocol.sender import BATCH_BYTES
 
 SIZES = st.sampled_from([1, 7, 1000, 16_384, 16_385, 65_536, 100_000, 300_000])
 CUTS = st.one_of(st.integers(1, 40), SIZES, st.just(MANY))
@@ -150,6 +151,11 @@ class TwoEnds(RuleBasedStateMachine):
             self.pair.pump()
             for end in self.ends():
                 end.read()
+
+    @precondition(lambda self: self.ends())
+    @rule(side=st.integers(0, 1), room=st.sampled_from([0, 2048, 16_384, BATCH_BYTES]))
+    def link_is_held_back(self, side, room):
+        self.pair.sides[side].limit_batches(room)
 
     @rule()
     def time_passes(self):

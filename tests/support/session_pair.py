@@ -27,6 +27,7 @@ from tests.support.pattern import PatternChecker, pattern
 from tunneltcp.net.tcp_counters import TcpCounters, TcpState
 from tunneltcp.protocol.arena import MIN_RING_BYTES, Arena
 from tunneltcp.protocol.errors import ResetCode
+from tunneltcp.protocol.frames import MAX_PAYLOAD_BYTES
 from tunneltcp.protocol.rebuild import rebuild_reset, rebuild_stream
 from tunneltcp.protocol.sender import BATCH_BYTES
 from tunneltcp.protocol.session import Session
@@ -506,6 +507,12 @@ class Side:
             assert ring is not None, "the budget is not used up"
             self._held_back.append(ring)
 
+    def limit_batches(self, room: int) -> None:
+        """Let a batch of this side hold so many bytes, as :class:`.Flight` has it."""
+        sender = self.session.sender
+        sender.room_bytes = room
+        sender.frame_bytes = max(1024, min(MAX_PAYLOAD_BYTES, room // 2))
+
     def hold_nothing_back(self) -> None:
         """Give back what :meth:`hold_back` took; whoever waits for room is not told."""
         while self._held_back:
@@ -739,6 +746,8 @@ class SessionPair:
         """From now on every socket is connected and takes all that comes."""
         self.connects_at_once = True
         self._appetite = MANY
+        for side in self.sides:
+            side.limit_batches(BATCH_BYTES)
         for visit in self.visits:
             for end in visit.ends:
                 end.appetite = MANY

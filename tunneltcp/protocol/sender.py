@@ -218,13 +218,18 @@ class Sender:
         return out
 
     def _let_modest_first(self) -> None:
-        """A keystroke goes before the downloads; they keep half of the batch."""
+        """A keystroke goes before the downloads; they keep half of the batch.
+
+        Who is still to be opened stays in line: an id below one that the peer knows already
+        would be an old one to it (PROTOCOL.md §7.1).
+        """
         ready = self.ready
         share = self.room_bytes // 2
         modest, others = [], []
         for stream in ready:
             size = stream.head - stream.sent + HEADER_BYTES
-            if size <= MODEST_BYTES and size <= share:
+            is_open = stream.open_payload is None
+            if is_open and size <= MODEST_BYTES and size <= share:
                 share -= size
                 modest.append(stream)
             else:

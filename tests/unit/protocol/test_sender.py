@@ -34,6 +34,19 @@ def test_open_goes_before_data_and_fin_behind(server):
     assert fin.value == 100
 
 
+def test_streams_are_opened_in_the_order_of_their_ids_also_on_a_link_that_is_held_back(server):
+    """One that says little goes first there; a client ignores an id below one it has seen."""
+    for size in (30_000, 100, 30_000, 1):
+        end = server.open(quietly=False)
+        end.write(size)
+        end.read()
+    server.session.sender.room_bytes = 8000
+    opened = []
+    while frames := server.sent():
+        opened += [frame.stream_id for frame in frames if frame.type is FrameType.OPEN]
+    assert opened == [1, 2, 3, 4]
+
+
 def test_fin_waits_until_all_data_is_out(server):
     end = server.open()
     end.write(40_000)
