@@ -28,6 +28,7 @@ from tunneltcp.config.tokens import TokenPlace
 from tunneltcp.control.context import Role, WorkerContext
 from tunneltcp.control.counters import Counter, map_counters
 from tunneltcp.errors import TunnelError
+from tunneltcp.master import budgets
 from tunneltcp.master.folders import Folders
 from tunneltcp.master.master import Master
 
@@ -196,8 +197,10 @@ def folders(tmp_path: Path) -> Folders:
 
 
 @pytest.fixture
-def start_master(folders):
+def start_master(folders, monkeypatch):
     """Start masters; at the end no process and no descriptor of theirs is left."""
+    # A worker forked from a process of tests has all of that one's memory to itself.
+    monkeypatch.setattr(budgets, "_BASE_BYTES", 1 << 40)
     free_port()  # its lock file stays open
     before = Snapshot.take()
     running: list[MasterProcess] = []
