@@ -41,7 +41,7 @@ PING_SECONDS: Final = 0.005
 """Time between two PINGs under a bound, and so the size of a batch, which nothing overtakes."""
 QUEUE_SECONDS: Final = 0.030
 """A queue shorter than that is left alone, and one longer is not: loopback and a data centre
-stay below it under any load."""
+stay below it while there is CPU time."""
 SLACK_BYTES: Final = 16 * 1024
 """Always allowed: what a new TCP connection may send, so that a small bound cannot choke it."""
 MIN_SPACING_BYTES: Final = 2048
