@@ -33,7 +33,7 @@ STALL_SECONDS: Final = {"KILL": 0.5, "SEGV": 0.5, "ABRT": 0.5, "STOP": 3.5, "LOO
 SERVED_SECONDS: Final = 0.1
 """From a death that was seen to the next worker that serves, of 99 in 100."""
 SOUND_SECONDS: Final = 1.2
-"""A worker that lived for a second has its successor at once."""
+"""Between the deaths of one side: who lived for a second has a successor at once."""
 BOTH_PART: Final = 0.15
 """Of the blows: both sides."""
 MASTER_GROWTH_BYTES: Final = 1 << 20
@@ -176,7 +176,7 @@ def kills(options: argparse.Namespace, storm: Storm, books: Books) -> Iterable[l
         sides = [side]
         if how != "LOOP" and chance.random() < BOTH_PART:
             sides = chance.sample(SIDES, 2)
-        sound = max(born[one] for one in sides) + SOUND_SECONDS * chance.uniform(1, 1.3)
+        sound = max(born[one] for one in sides) + options.lives * chance.uniform(1, 1.3)
         pause(max(0.0, sound - time.monotonic()))
         if how == "LOOP":
             blow = storm.strike(
@@ -241,6 +241,7 @@ def main() -> int:
         if name == "kills":
             command.add_argument("--kills", type=int, default=100, help="of a kind, each side")
             command.add_argument("--how", default=",".join(HOWS))
+            command.add_argument("--lives", type=float, default=SOUND_SECONDS, help="seconds")
         elif name == "instants":
             command.add_argument("--count", type=int, default=300)
             command.add_argument("--function", default="", help="only those with this in it")
@@ -255,7 +256,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     print(f"chaos: {' '.join(sys.argv[1:])} (seed {options.seed})", flush=True)
     if options.what == "kills":
-        return in_a_storm(options, kills, judged=True)
+        return in_a_storm(options, kills, judged=options.lives >= SOUND_SECONDS)
     if options.what == "instants":
         return in_a_storm(options, instants, judged=False)
     others = {"restarts": restarts, "idle": idle, "suspend": suspend}
