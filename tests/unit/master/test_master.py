@@ -353,7 +353,7 @@ def test_deaths_leave_nothing_behind_in_the_master(start_master):
     master.wait_state("running")
     # The connection of our own question may have been open when we counted first.
     wait_until(lambda: len(_links(master.pid)) <= before)
-    assert descendants(master.pid) == {master.tunnel()["pid"]}
+    wait_until(lambda: descendants(master.pid) == {master.tunnel()["pid"]}, 5)
 
 
 def test_unknown_children_are_reaped(start_master):
@@ -377,7 +377,9 @@ def test_a_client_looks_names_up_for_its_workers(start_master):
     peer = wait_until(lambda: master.log().partition("link up")[2])
     assert "127.0.0.1" in peer
     assert (master.folders.state / "host_id").stat().st_mode & 0o777 == 0o600
-    assert descendants(master.pid) == {master.tunnel()["pid"]}, "the helper is gone"
+    wait_until(
+        lambda: descendants(master.pid) == {master.tunnel()["pid"]}, 5, "the helper is gone"
+    )
 
 
 def test_the_log_folder_may_vanish_while_it_runs(start_master):
