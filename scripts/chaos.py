@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 import psutil
 
-from chaos_others import idle, restarts, suspend
+from chaos_others import idle, make_storm, restarts, suspend
 from tests.support.instants import LOOP, Instant, functions_of
 from tests.support.storm import SIDES, Blow, Storm, pause
 
@@ -139,12 +139,9 @@ def in_a_storm(
     """Run blows under load until all are through or one did harm; return the exit code."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tt-chaos-")))
-        storm = Storm(
-            stack, folder, tls=options.tls, ipv6=options.ipv6, seed=options.seed,
-            busy=options.busy,
-        )  # fmt: skip
+        storm = make_storm(stack, folder, options)
         for master in storm.masters:
-            master.allowed += ["Fatal Python error", "3 crashes in a row"]
+            master.allowed += ["Fatal Python error", "6 crashes in a row"]
         books = Books(storm, options.report)
         storm.begin()
         wrong: list[str] = []

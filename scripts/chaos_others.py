@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-__all__ = ["idle", "restarts", "suspend"]
+__all__ = ["idle", "make_storm", "restarts", "suspend"]
 
 DESCRIPTORS: Final = 4096
 
@@ -34,6 +34,13 @@ def end(wrong: Sequence[str]) -> int:
         print(f"WRONG: {line}")
     print("chaos: failed" if wrong else "chaos: all was well", flush=True)
     return 1 if wrong else 0
+
+
+def make_storm(stack: ExitStack, folder: Path, options: argparse.Namespace) -> Storm:
+    """Start a tunnel as it was asked for, whose visitors are to come."""
+    return Storm(
+        stack, folder, tls=options.tls, ipv6=options.ipv6, seed=options.seed, busy=options.busy
+    )
 
 
 # ---------------------------------------------------------------------------- restarts
@@ -120,10 +127,7 @@ def suspend(options: argparse.Namespace) -> int:
     """Stop masters and workers for a while, under load; return the exit code."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tt-chaos-")))
-        storm = Storm(
-            stack, folder, tls=options.tls, ipv6=options.ipv6, seed=options.seed,
-            busy=options.busy,
-        )  # fmt: skip
+        storm = make_storm(stack, folder, options)
         storm.begin()
         # They need nobody to come and go: thousands would wait in the queue of the port.
         storm.send_away("hasty")

@@ -19,7 +19,7 @@ from tunneltcp.config.tokens import TokenPlace
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["config_from_plain", "config_to_plain", "tunnel_from_plain"]
+__all__ = ["config_from_plain", "config_to_plain", "known_fields", "tunnel_from_plain"]
 
 
 def config_to_plain(config: Config | TunnelConfig) -> dict[str, Any]:
@@ -30,10 +30,10 @@ def config_to_plain(config: Config | TunnelConfig) -> dict[str, Any]:
 
 def config_from_plain(values: Mapping[str, Any]) -> Config:
     """Return the config whose plain values these are."""
-    known = _known(Config, values)
+    known = known_fields(Config, values)
     rebuilt = {
         "tunnels": [tunnel_from_plain(tunnel) for tunnel in values["tunnels"]],
-        "token": TokenPlace(**_known(TokenPlace, values["token"])),
+        "token": TokenPlace(**known_fields(TokenPlace, values["token"])),
         "clients": [_client(client) for client in values["clients"]],
     }
     paths = {name: _path(known[name]) for name in ("cert", "key", "verify") if name in known}
@@ -42,15 +42,16 @@ def config_from_plain(values: Mapping[str, Any]) -> Config:
 
 def tunnel_from_plain(values: Mapping[str, Any]) -> TunnelConfig:
     """Return the tunnel whose plain values these are."""
-    return TunnelConfig(**_with_tuples(_known(TunnelConfig, values)))
+    return TunnelConfig(**_with_tuples(known_fields(TunnelConfig, values)))
 
 
 def _client(values: Mapping[str, Any]) -> ClientConfig:
-    tokens = [TokenPlace(**_known(TokenPlace, place)) for place in values["tokens"]]
-    return ClientConfig(**_with_tuples(_known(ClientConfig, values) | {"tokens": tokens}))
+    tokens = [TokenPlace(**known_fields(TokenPlace, place)) for place in values["tokens"]]
+    return ClientConfig(**_with_tuples(known_fields(ClientConfig, values) | {"tokens": tokens}))
 
 
-def _known(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ANN401 - a class
+def known_fields(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ANN401 - a class
+    """Return the ``values`` that a dataclass has fields for: another version wrote them."""
     names = {field.name for field in fields(kind)}
     return {name: value for name, value in values.items() if name in names}
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tunneltcp.config.plain import known_fields
 from tunneltcp.master.report import stamp
 
 if TYPE_CHECKING:
@@ -30,5 +31,4 @@ class Identity:
     @classmethod
     def of_the_next(cls, before: Mapping[str, Any]) -> Identity:
         """Return that of the image after the one whose values these are."""
-        known = {one.name: before[one.name] for one in fields(cls)}
-        return cls(**known | {"generation": before["generation"] + 1})
+        return cls(**known_fields(cls, before) | {"generation": before["generation"] + 1})

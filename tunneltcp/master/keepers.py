@@ -73,6 +73,11 @@ class Keepers:
         self._crashed = False
 
     @property
+    def _all(self) -> list[_Keeper]:
+        """Those of dead workers, then that of the living one."""
+        return [*self._old, *([self._current] if self._current else [])]
+
+    @property
     def is_kept(self) -> bool:
         """Whether the living worker has a keeper."""
         return self._current is not None and self._current.pid > 0
@@ -130,9 +135,8 @@ class Keepers:
 
     def hand_over(self, fds: Descriptors) -> dict[str, Any]:
         """Return what the next version of the master goes on with."""
-        kept = [*self._old, *([self._current] if self._current else [])]
         return {
-            "all": [[fds.keep(one.fd), one.pid, one.was_gone] for one in kept],
+            "all": [[fds.keep(one.fd), one.pid, one.was_gone] for one in self._all],
             "has_current": self._current is not None,
             "died_at": self._died_at,
             "faults": self._faults,
@@ -144,7 +148,7 @@ class Keepers:
         """Have the keepers that the version before us had; they are our children still."""
         self._old = [_Keeper(*values) for values in before["all"]]
         self._current = self._old.pop() if before["has_current"] else None
-        for keeper in [*self._old, *([self._current] if self._current else [])]:
+        for keeper in self._all:
             if keeper.pid:
                 self._watch(keeper)
         self._died_at = before["died_at"]
@@ -181,7 +185,7 @@ class Keepers:
 
     def end(self) -> None:
         """Nobody will come: whatever they hold is reset."""
-        for keeper in [*self._old, *([self._current] if self._current else [])]:
+        for keeper in self._all:
             self._end(keeper)
         self._current = None
         self._died_at = 0.0

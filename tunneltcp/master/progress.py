@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
+
+from tunneltcp.config.plain import known_fields
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,8 +58,7 @@ class Progress:
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> Progress:
         """Return what another version wrote by ``asdict``."""
-        known = {one.name for one in fields(cls)}
-        return cls(**{name: value for name, value in values.items() if name in known})
+        return cls(**known_fields(cls, values))
 
     @property
     def is_under_way(self) -> bool:

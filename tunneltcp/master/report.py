@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from loguru import logger
 
 from tunneltcp.advice import link_trouble
+from tunneltcp.config.plain import known_fields
 from tunneltcp.errors import ExitCode
 from tunneltcp.log import Throttle
 from tunneltcp.master.messages import StoodStill, TargetChanged, TookOver, Warned
@@ -44,7 +45,9 @@ UPGRADED: Final = "made room for a new version"
 _ASKED_FOR: Final = (REPLACED, RESTARTED, CHANGED, UPGRADED)
 """Reasons of exits that are no failures."""
 
-_HANDED: Final = ("_link_trouble", "_target_trouble", "_link_up", "_was_blocked")
+_HANDED: Final = (
+    "_link_trouble", "_target_trouble", "_link_up", "_was_blocked", "_deaths", "_died_at",
+)  # fmt: skip
 """What a reporter knows and the next version of the master goes on with."""
 
 _FAULTS: Final = ("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGABRT")
@@ -75,6 +78,11 @@ class LastExit:
     ran_seconds: float
     reason: str
     """One clause for a person."""
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any] | None) -> LastExit | None:
+        """Return what another version wrote by ``asdict``, if it wrote any."""
+        return cls(**known_fields(cls, values)) if values else None
 
     @property
     def is_own_fault(self) -> bool:
@@ -171,15 +179,21 @@ class Reporter:
 
     def hand_over(self) -> dict[str, Any]:
         """Return what the next version of the master goes on with."""
-        takeover = asdict(self.takeover) if self.takeover else None
-        return {name: getattr(self, name) for name in _HANDED} | {"takeover": takeover}
+        return {name: getattr(self, name) for name in _HANDED} | {
+            "takeover": asdict(self.takeover) if self.takeover else None,
+            "death": asdict(self._death) if self._death else None,
+            "taken": asdict(self._taken) if self._taken else None,
+        }
 
     def go_on(self, before: Mapping[str, Any]) -> None:
         """Know what the version before us knew."""
         for name in _HANDED:
-            setattr(self, name, before[name])
+            setattr(self, name, before.get(name, getattr(self, name)))
         if before["takeover"]:
-            self.takeover = Takeover(**before["takeover"])
+            self.takeover = Takeover(**known_fields(Takeover, before["takeover"]))
+        self._death = LastExit.from_plain(before.get("death"))
+        if before.get("taken"):
+            self._taken = TookOver(**known_fields(TookOver, before["taken"]))
 
     @property
     def trouble(self) -> str:

@@ -55,7 +55,6 @@ class Rollout:
         progress.state, progress.version = REPLACING, __version__
         self._deadline = 0.0
         self._had_link = False
-        self._waits_for_keeper = False
 
     def begin(self) -> None:
         """Begin with the first."""

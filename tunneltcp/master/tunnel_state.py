@@ -104,7 +104,7 @@ class TunnelState:
     def _go_on(self, before: Mapping[str, Any]) -> None:
         for name in _HANDED:
             setattr(self, name, before[name])
-        self.last_exit = LastExit(**before["last_exit"]) if before["last_exit"] else None
+        self.last_exit = LastExit.from_plain(before["last_exit"])
         self._listeners.go_on(before["listeners"])
         self.life.go_on(before["life"])
         self.report.go_on(before["report"])

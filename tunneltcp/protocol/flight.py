@@ -30,6 +30,9 @@ __all__ = ["NEVER", "Flight", "Mode"]
 NEVER: Final = 1 << 62
 """More bytes than any link carries."""
 
+MAX_PINGS: Final = 1024
+"""PINGs that are remembered until they are answered: five seconds of them under a bound. A peer
+that answers none is not to cost more than that."""
 LITTLE_SECONDS: Final = 0.006
 """Queue that is left standing: what keeps a path busy while PONGs come unevenly."""
 LITTLE_PART: Final = 8
@@ -122,7 +125,7 @@ class Flight:
         self.round_trip = 0.0
         """The smallest, or the one that was learned anew; 0: not known."""
         self._smallest = 0.0
-        self._pings: deque[_Ping] = deque()
+        self._pings: deque[_Ping] = deque(maxlen=MAX_PINGS)
         self._last = _Ping(0, 0, now - LOOK_SECONDS)
         """The last PING that was sent."""
         self._limited_room = NEVER

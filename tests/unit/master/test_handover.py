@@ -25,8 +25,9 @@ from tunneltcp.master.handover import (
 )
 from tunneltcp.master.keepers import Keepers, _Keeper
 from tunneltcp.master.listeners import Listeners
+from tunneltcp.master.messages import TookOver
 from tunneltcp.master.process import ProcessLife, ProcessState
-from tunneltcp.master.report import describe_exit
+from tunneltcp.master.report import Reporter, Takeover, describe_exit
 from tunneltcp.master.tunnel_state import TunnelState
 from tunneltcp.net.loop import Loop
 
@@ -254,6 +255,36 @@ def test_nothing_of_listeners_is_forgotten():
     other.go_on(through_json(listeners.hand_over(fds)))
     assert vars(other) == vars(listeners)
     assert fds.numbers == {500, 501}
+
+
+def test_nothing_of_a_report_is_forgotten(loop):
+    """The next version tells of a takeover that began under the one before."""
+    report = Reporter(60001, loop)
+    report.exited(describe_exit(9, 1.0, ""), expected=False)
+    report.exited(describe_exit(11, 1.0, ""), expected=False)
+    report.said(TookOver(streams=3, reset=1))
+    report.takeover = Takeover(
+        at="x", reason="y", deaths=1, streams=2, reset=0, served_seconds=0.5
+    )
+    report._link_up = report._was_blocked = True
+    report._link_trouble, report._target_trouble = "one", "two"
+    other = Reporter(60001, loop)
+    other.go_on(through_json(report.hand_over()))
+    made_anew = {"_events", "_failures", "_log", "_others_up"}
+    assert {name: value for name, value in vars(other).items() if name not in made_anew} == {
+        name: value for name, value in vars(report).items() if name not in made_anew
+    }
+
+
+def test_words_of_a_newer_version_are_left_out(loop):
+    report = Reporter(60001, loop)
+    report.exited(describe_exit(9, 1.0, ""), expected=False)
+    values = through_json(report.hand_over())
+    values["death"]["weather"] = "rain"
+    del values["taken"]
+    other = Reporter(60001, loop)
+    other.go_on(values)
+    assert other._death == report._death
 
 
 def test_nothing_of_a_tunnel_is_forgotten(loop):

@@ -12,6 +12,7 @@ from tunneltcp.protocol.flight import (
     IDLE_SECONDS,
     LOOK_BYTES,
     LOOK_SECONDS,
+    MAX_PINGS,
     NEVER,
     PAUSE_SECONDS,
     SLACK_BYTES,
@@ -165,6 +166,17 @@ def test_who_answers_no_ping_is_not_held_back():
 
     assert path.flight.mode is Mode.FREE
     assert path.run(1) > 0.99
+
+
+def test_pings_that_nobody_answers_are_not_kept_for_ever():
+    flight = Flight(0.0)
+    for value in range(1, 3 * MAX_PINGS):
+        flight.note_ping(value, value * 0.005)
+
+    assert len(flight._pings) == MAX_PINGS
+    assert flight.note_pong(1, 99.0) is None, "long forgotten"
+    last = 3 * MAX_PINGS - 1
+    assert flight.note_pong(last, last * 0.005 + 0.25) == pytest.approx(0.25)
 
 
 def test_a_pause_of_the_visitors_changes_nothing():
