@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import socket
+from functools import lru_cache
 from typing import Any, Final
 
 __all__ = [
     "SocketAddress",
     "format_address",
+    "is_loopback",
     "literal_addresses",
     "local_address",
     "pack_address",
@@ -53,15 +55,30 @@ def _interface_index(scope: str) -> int:
         return 0
 
 
+def is_loopback(address: SocketAddress) -> bool:
+    """Say whether an address to connect to is this very machine's own."""
+    host = str(address[1][0])
+    return host == "::1" or host.startswith(("127.", "::ffff:127."))
+
+
 def pack_address(address: object) -> bytes:
     """Return an address as OPEN carries it (PROTOCOL.md §7.1); IPv4-mapped counts as IPv4."""
-    if isinstance(address, tuple) and len(address) >= 2 and address[0]:
-        host, port = str(address[0]).partition("%")[0], int(address[1])
-        if packed := _packed(socket.AF_INET, host.removeprefix("::ffff:")):
-            return b"\4" + packed + port.to_bytes(2, "big")
-        if packed := _packed(socket.AF_INET6, host):
-            return b"\6" + packed + port.to_bytes(2, "big")
+    if isinstance(address, tuple) and len(address) >= 2:
+        packed = _packed_host(address[0])
+        if packed:
+            return packed + int(address[1]).to_bytes(2, "big")
     return b"\0"
+
+
+@lru_cache(maxsize=128)
+def _packed_host(host: str) -> bytes:
+    """Return the version and the bytes of an address; those who come, come again."""
+    bare = host.partition("%")[0]
+    if packed := _packed(socket.AF_INET, bare.removeprefix("::ffff:")):
+        return b"\4" + packed
+    if packed := _packed(socket.AF_INET6, bare):
+        return b"\6" + packed
+    return b""
 
 
 def unpack_address(packed: bytes) -> str:

@@ -43,9 +43,6 @@ class Timer:
         """Make sure the call does not happen; harmless if it already did."""
         self.callback = None
 
-    def __lt__(self, other: Timer) -> bool:
-        return self.when < other.when
-
 
 class Loop:
     """Waits for descriptors and for time, and calls back."""
@@ -62,7 +59,9 @@ class Loop:
         self._callbacks: dict[int, Callable[[int], None]] = {}
         self._fresh: set[int] = set()
         self._clock = clock
-        self._timers: list[Timer] = []
+        self._timers: list[tuple[float, int, Timer]] = []
+        """A heap; numbered, so that no two are equal and the timers are never compared."""
+        self._timer_number = 0
         self._max_sleep = max_sleep_seconds
         self._running = False
         self._next_beat = 0.0
@@ -97,7 +96,8 @@ class Loop:
     def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
         """Call once at ``when`` (the loop's clock, seconds)."""
         timer = Timer(when, callback)
-        heapq.heappush(self._timers, timer)
+        self._timer_number += 1
+        heapq.heappush(self._timers, (when, self._timer_number, timer))
         return timer
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
@@ -122,7 +122,7 @@ class Loop:
         sleep = self._max_sleep if wait else 0.0
         timers = self._timers
         if timers:
-            first = timers[0].when - now
+            first = timers[0][0] - now
             if first < sleep:
                 sleep = max(0.0, first)
         on_beat = self.on_beat
@@ -148,7 +148,7 @@ class Loop:
             if fresh and fd in fresh:
                 continue
             callback(events if events <= 5 else events | _BOTH)
-        if timers and timers[0].when <= self.now:
+        if timers and timers[0][0] <= self.now:
             self._call_due()
         on_turn = self.on_turn
         if on_turn is not None:
@@ -156,8 +156,8 @@ class Loop:
 
     def _call_due(self) -> None:
         timers = self._timers
-        while timers and timers[0].when <= self.now:
-            callback = heapq.heappop(timers).callback
+        while timers and timers[0][0] <= self.now:
+            callback = heapq.heappop(timers)[2].callback
             if callback is not None:
                 callback()
 

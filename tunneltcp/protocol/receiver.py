@@ -31,7 +31,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Receiver"]
 
+# Plain numbers: looking a member up in its class costs more than the comparison.
+_OPEN: Final = int(FrameType.OPEN)
 _DATA: Final = int(FrameType.DATA)
+_FIN: Final = int(FrameType.FIN)
+_RESET: Final = int(FrameType.RESET)
+_CREDIT: Final = int(FrameType.CREDIT)
+_SYNC: Final = int(FrameType.SYNC)
+_STATE: Final = int(FrameType.STATE)
 
 
 class Receiver:
@@ -164,34 +171,33 @@ class Receiver:
     ) -> None:
         if not is_valid_size(frame_type, len(payload)):
             raise RemoteProtocolError(f"a frame of type {frame_type}, {len(payload)} bytes")
-        self._session.table.words[IN_HAND] = stream_id
-        if frame_type in (FrameType.PING, FrameType.PONG, FrameType.GOAWAY):
-            if stream_id:
-                raise RemoteProtocolError(f"{FrameType(frame_type).name} names a stream")
-            self._receive_for_session(frame_type, value, payload)
-        elif frame_type == FrameType.OPEN:
-            self._session.receive_open(stream_id, value, payload)
-        elif frame_type == FrameType.SYNC:
-            raise RemoteProtocolError("SYNC that is not the first frame of a resumed link")
-        elif frame_type == FrameType.STATE:
-            self._session.links.receive_state(
-                stream_id, value, int.from_bytes(payload[:8], "big"), payload[8]
-            )
-        else:
-            self._check_known(stream_id)
-            if frame_type == FrameType.RESET:
-                self._session.receive_reset(stream_id, int.from_bytes(payload, "big"))
-                return
-            stream = self._session.streams.get(stream_id)
+        session = self._session
+        session.table.words[IN_HAND] = stream_id
+        # What each visitor costs comes first.
+        if frame_type in (_CREDIT, _FIN):
+            stream = session.streams.get(stream_id)
             if stream is None:
-                self._session.glitches.add()
-                return
-            if frame_type == FrameType.CREDIT:
-                self._session.receive_credit(
-                    stream, value, int.from_bytes(payload[:8], "big"), payload[8]
-                )
+                self._check_known(stream_id)
+                session.glitches.add()
+            elif frame_type == _CREDIT:
+                limit = int.from_bytes(payload[:8], "big")
+                session.receive_credit(stream, value, limit, payload[8])
             else:
-                self._session.receive_fin(stream, value)
+                session.receive_fin(stream, value)
+        elif frame_type == _OPEN:
+            session.receive_open(stream_id, value, payload)
+        elif frame_type == _RESET:
+            self._check_known(stream_id)
+            session.receive_reset(stream_id, int.from_bytes(payload, "big"))
+        elif frame_type == _STATE:
+            limit = int.from_bytes(payload[:8], "big")
+            session.links.receive_state(stream_id, value, limit, payload[8])
+        elif frame_type == _SYNC:
+            raise RemoteProtocolError("SYNC that is not the first frame of a resumed link")
+        elif stream_id:
+            raise RemoteProtocolError(f"{FrameType(frame_type).name} names a stream")
+        else:
+            self._receive_for_session(frame_type, value, payload)
 
     def _receive_for_session(self, frame_type: int, value: int, payload: bytes) -> None:
         session = self._session

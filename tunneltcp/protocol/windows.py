@@ -55,6 +55,7 @@ class Windows:
         self._budget = budget_bytes
         self._max_streams = max_streams
         self._least = least_bytes
+        self._everybody_fits = max_streams * least_bytes <= budget_bytes
         self._streams = 0
         self.dealt = 0
         """How many windows were ever dealt."""
@@ -81,10 +82,6 @@ class Windows:
         self._streams += 1
         self.dealt += 1
         return window
-
-    @property
-    def _everybody_fits(self) -> bool:
-        return self._max_streams * self._least <= self._budget
 
     def _spare(self) -> int:
         """What is left when the least is set aside for each stream that may still come."""

@@ -20,11 +20,13 @@ import errno
 import socket
 from typing import TYPE_CHECKING, Final
 
+from tunneltcp.net.address import is_loopback
 from tunneltcp.net.loop import READ, WRITE
 from tunneltcp.net.sockopt import (
     CONNECT_BEGUN,
     close_cleanly,
     cookie,
+    is_connected,
     is_connected_to_itself,
     new_socket,
     prepare_connection,
@@ -299,6 +301,9 @@ class TargetRelay(Relay):
         if error not in CONNECT_BEGUN:
             self._try_next(error)
             return
+        if is_connected(self._sock):  # to this very machine it is, as soon as it was asked for
+            self._connected()
+            return
         self._timer = self._loop.call_later(CONNECT_SECONDS, self._on_timeout)
         self._loop.register(self._fd, WRITE, self._on_connect)
         self._mask = WRITE
@@ -310,12 +315,17 @@ class TargetRelay(Relay):
         del events
         self.stream.take_in_hand()
         error = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if not error and is_connected_to_itself(self._sock):
-            error = errno.ECONNREFUSED
         if error:
             self._try_next(error)
             return
         self._stop_connecting()
+        self._connected()
+
+    def _connected(self) -> None:
+        """The address has accepted."""
+        if is_connected_to_itself(self._sock):
+            self._try_next(errno.ECONNREFUSED)
+            return
         self._connecting = False
         self._send = self._sock.send
         waits = bool(self._out) or self._fin_waits
@@ -375,5 +385,5 @@ class TargetRelay(Relay):
 
 def _new_socket(address: SocketAddress) -> socket.socket:
     sock = new_socket(address[0])
-    prepare_connection(sock)
+    prepare_connection(sock, is_near=is_loopback(address))
     return sock

@@ -25,6 +25,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final, Protocol
 
 from tunneltcp.net.loop import READ
+from tunneltcp.net.sockopt import accept
 from tunneltcp.protocol.preface import MAGIC
 
 if TYPE_CHECKING:
@@ -81,6 +82,15 @@ class _Arrival:
         self.on_reserve = on_reserve
         self.half = False
         """Whether a beginning of the magic came, and the rest is waited for."""
+
+
+def _is_visitor(sock: socket.socket) -> bool:
+    """Say whether what came already is not the beginning of a preface."""
+    try:
+        first = sock.recv(len(MAGIC), socket.MSG_PEEK)
+    except OSError:
+        return False
+    return not MAGIC.startswith(first)
 
 
 class Arrivals:
@@ -143,7 +153,7 @@ class Arrivals:
             if not self._accepting:
                 return
             try:
-                sock, address = listener.accept()
+                sock, address = accept(listener)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -151,7 +161,10 @@ class Arrivals:
                     self._accept_on_reserve(listener)
                     return
                 continue  # that one went away before we came: not our trouble
-            self._take(sock, address, on_reserve=False)
+            if _is_visitor(sock):  # as most are: it need not be watched for that
+                self._owner.on_visitor(sock, address, silent=False)
+            else:
+                self._take(sock, address, on_reserve=False)
 
     def _accept_on_reserve(self, listener: socket.socket) -> None:
         """No descriptor is left: look at one connection with the one set aside.
@@ -165,7 +178,7 @@ class Arrivals:
         os.close(self._reserve)
         self._reserve = None
         try:
-            sock, address = listener.accept()
+            sock, address = accept(listener)
         except OSError:
             self._reopen()
             self._loop.call_later(_RETRY_SECONDS, self._go_on)
@@ -181,6 +194,7 @@ class Arrivals:
 
     def take_again(self, sock: socket.socket, address: object) -> None:
         """Decide about a connection that a worker before us accepted and never read."""
+        sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
         self._take(sock, address, on_reserve=False)
 
@@ -200,7 +214,6 @@ class Arrivals:
                 self._reserve = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
 
     def _take(self, sock: socket.socket, address: object, *, on_reserve: bool) -> _Arrival:
-        sock.setblocking(False)
         if len(self._undecided) >= MAX_UNDECIDED:
             self._throw_out_one()
         arrival = _Arrival(sock, address, self._loop.now, on_reserve=on_reserve)

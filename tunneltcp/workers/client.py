@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tunneltcp.advice import Trouble, link_trouble, target_trouble
 from tunneltcp.control.counters import Counter
-from tunneltcp.net.address import format_address, literal_addresses, unpack_address
+from tunneltcp.net.address import format_address, literal_addresses
 from tunneltcp.net.tls import ClientTls, client_context
 from tunneltcp.protocol.errors import GoawayCode, ResetCode
 from tunneltcp.protocol.messages import Hello, RefusedCode
@@ -342,7 +342,7 @@ class ClientWorker(Worker):
             self._tell_target(errno.errorcode.get(error.errno or 0, str(error.strerror)))
             stream.reset(ResetCode.OVER_LIMIT)
             return DISCARD
-        visitor = Visitor(self.visitors.next_id(), unpack_address(addresses), self.loop.now)
+        visitor = Visitor(self.visitors.next_id(), addresses, self.loop.now)
         visitor.relay = relay
         self._relays[relay] = visitor
         self.counters[Counter.VISITORS] = len(self._relays)

@@ -10,7 +10,8 @@ from tunneltcp.advice import claim_trouble
 from tunneltcp.control.context import AllowedNetworks
 from tunneltcp.control.counters import Counter
 from tunneltcp.log import Throttle
-from tunneltcp.net.address import format_address, local_address, pack_address
+from tunneltcp.net.address import local_address, pack_address
+from tunneltcp.net.loop import READ
 from tunneltcp.net.sockopt import cookie
 from tunneltcp.net.tls import server_tls
 from tunneltcp.protocol.errors import GoawayCode, ResetCode
@@ -151,7 +152,7 @@ class ServerWorker(Worker):
             sock.close()
             self.warn("memory", "the tunnel's memory is used up: a visitor was reset")
             return
-        visitor = Visitor(self.visitors.next_id(), format_address(address), self.loop.now)
+        visitor = Visitor(self.visitors.next_id(), address, self.loop.now)
         visitor.relay = relay
         self._relays[relay] = visitor
         relay.start(stream)
@@ -160,6 +161,8 @@ class ServerWorker(Worker):
         if self.link is not None:
             self.link.ask_for_life()
         self._count_visitors()
+        if not silent:
+            relay.on_events(READ)  # what made it a visitor goes with its OPEN
 
     def on_visitor_over(self, relay: Relay) -> None:
         """A visitor has gone."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+from tunneltcp.net.address import format_address, unpack_address
 from tunneltcp.protocol.errors import ResetCode
 from tunneltcp.relay.relay import CLOSED, FAILED, TargetRelay
 
@@ -33,12 +34,19 @@ _STALE_SECONDS: Final = 10.0
 class Visitor:
     """One visitor, from its arrival to its end."""
 
-    __slots__ = ("address", "id", "kicked", "rates", "relay", "since", "totals")
+    __slots__ = ("_came_from", "id", "kicked", "rates", "relay", "since", "totals")
 
-    def __init__(self, number: int, address: str, since: float) -> None:
+    def __init__(self, number: int, came_from: object, since: float) -> None:
+        """Note that somebody came.
+
+        Args:
+            number: Its id.
+            came_from: An address as ``accept`` gave it, as OPEN carries it, or as text.
+            since: See below.
+        """
         self.id = number
         """Counts up from 1 in each worker."""
-        self.address = address
+        self._came_from = came_from
         self.since = since
         """When it came, on the loop's clock."""
         self.relay: Relay | None = None
@@ -48,6 +56,16 @@ class Visitor:
         """Bytes in and out at the last look."""
         self.rates = (0.0, 0.0)
         """Bytes a second between the last two looks."""
+
+    @property
+    def address(self) -> str:
+        """Where it comes from, as people write it; put into words only for who asks."""
+        match self._came_from:
+            case str(text):
+                return text
+            case bytes(packed):
+                return unpack_address(packed)
+        return format_address(self._came_from)
 
 
 class Visitors:

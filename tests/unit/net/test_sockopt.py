@@ -21,6 +21,7 @@ from tunneltcp.net.sockopt import (
     LINK_UNSENT_BYTES,
     TCP_NOTSENT_LOWAT,
     UNSENT_BYTES,
+    accept,
     close_cleanly,
     cookie,
     error_text,
@@ -79,6 +80,15 @@ def test_a_connection_has_all_options():
         prepare_connection(sock)
         assert options(sock) == CONNECTION
     assert CONNECTION["notsent_lowat"] == UNSENT_BYTES
+
+
+def test_who_is_near_needs_no_keepalive():
+    with socket.socket() as sock:
+        default = options(sock)
+        prepare_connection(sock, is_near=True)
+        assert options(sock) == CONNECTION | {
+            name: default[name] for name in ("keepalive", "idle", "interval", "count")
+        }
 
 
 def listener_of_net(host: str) -> socket.socket:
@@ -206,6 +216,22 @@ class TestCookie:
         sock = socket.socket()
         sock.close()
         assert cookie(sock) == 0
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_who_is_accepted_waits_for_nothing(host):
+    with listener_of_net(host) as listener:
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            accept(listener)
+        with socket.create_connection(listener.getsockname()[:2]) as visitor:
+            sock, address = accept(listener)
+            with sock:
+                assert address == visitor.getsockname()
+                assert not sock.getblocking()
+                assert not os.get_blocking(sock.fileno())
+                assert not sock.get_inheritable()
+                assert (sock.family, sock.type) == (listener.family, socket.SOCK_STREAM)
 
 
 @pytest.mark.parametrize("platform", ["linux", "darwin", "win32"])

@@ -410,6 +410,18 @@ class TestTargetConnects:
         bench.until(lambda: bench.over and bench.far.closed)
         assert bench.far.fins == 1
 
+    def test_to_this_machine_at_once(self, make_target, app):
+        """No turn of the loop is waited for, and what came with OPEN goes on at once."""
+        bench = make_target(v4(app.port))
+        bench.far.write(b"first")
+        for _ in range(10):
+            bench.wire.pump()
+        assert bench.connected == [bench.relay]
+        assert not bench.relay.waiting_bytes
+        app.pump()
+        app.pump()
+        assert app.peers[0].received == b"first"
+
     def test_with_the_options_of_a_target(self, make_target, app):
         bench = make_target(v4(app.port))
         bench.until(lambda: bench.connected)

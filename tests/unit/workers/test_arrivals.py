@@ -100,6 +100,15 @@ class TestFirstBytes:
         assert sock.recv(100) == first, "they were only looked at"
         assert len(bench.arrivals) == 0
 
+    def test_that_came_before_the_connection_was_accepted_are_not_waited_for(
+        self, bench, monkeypatch
+    ):
+        bench.come(b"GET / HTTP/1.1\r\n")
+        monkeypatch.setattr(bench.arrivals, "_take", None)  # it would be watched there
+        bench.settle()
+        ((_, silent),) = bench.owner.visitors
+        assert not silent
+
     def test_that_are_the_magic_make_a_link_at_once(self, bench):
         peer = bench.come(MAGIC + b"and more")
         bench.settle()
