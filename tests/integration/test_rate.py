@@ -1,0 +1,85 @@
+"""A bandwidth limit: both ways, shared by the visitors, changed without cutting them."""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import orjson
+import pytest
+
+from tests.support.processes import TunnelPair
+from tests.support.wait import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.support.apps import Apps
+    from tests.support.visitors import Load
+
+pytestmark = pytest.mark.slow
+
+RATE = 1_000_000
+"""Bytes a second."""
+MEASURED_SECONDS = 1.2
+OVER = 1.15
+"""Times the rate: what a twentieth of a second and the framing may add."""
+UNDER = 0.6
+"""On a machine that does other things besides."""
+
+
+@pytest.fixture
+def pair(apps: Apps, tmp_path: Path) -> Iterator[TunnelPair]:
+    with TunnelPair([apps.add("pattern")], tmp_path, common={"rate": "8 Mbit/s"}) as running:
+        yield running
+
+
+def speed(count: Callable[[], int]) -> float:
+    """Bytes a second that move now."""
+    begin, before = time.monotonic(), count()
+    time.sleep(MEASURED_SECONDS)  # the span of a measurement
+    return (count() - before) / (time.monotonic() - begin)
+
+
+def test_it_holds_both_ways_is_shared_and_changes_for_who_is_there(
+    pair: TunnelPair, load: Load
+) -> None:
+    for name, seed in (("one", 100), ("two", 200)):
+        load.transfer(name, pair.port, seed=seed, down=-1)
+    wait_until(lambda: all(load.stats(name).down > 300_000 for name in ("one", "two")), 10)
+    shares: dict[str, int] = {name: -load.stats(name).down for name in ("one", "two")}
+
+    down = speed(lambda: sum(load.stats(name).down for name in ("one", "two")))
+
+    assert UNDER * RATE < down < OVER * RATE
+    shares = {name: more + load.stats(name).down for name, more in shares.items()}
+    assert 0.6 < shares["one"] / shares["two"] < 1.6, shares
+
+    load.transfer("up", pair.port, seed=300, up=-1)
+
+    def uploaded() -> int:
+        return int(pair.client.tunnel(pair.port)["bytes_in"])
+
+    wait_until(lambda: uploaded() > 300_000, 10)
+    up = speed(uploaded)
+    assert UNDER * RATE < up < OVER * RATE
+
+    for master in (pair.server, pair.client):
+        master.config_path.write_bytes(orjson.dumps({**master.config, "rate": "80 Mbit/s"}))
+        master.send(signal.SIGHUP)
+
+    def faster() -> bool:
+        before = [uploaded(), load.stats("one").down]
+        time.sleep(0.3)  # the span of a measurement
+        return all(
+            now - then > 0.3 * 1.5 * RATE
+            for now, then in zip((uploaded(), load.stats("one").down), before, strict=True)
+        )
+
+    wait_until(faster, 15, "both ways are faster than before")
+    for name in ("one", "two", "up"):
+        stats = load.stats(name)
+        assert stats.running == 1, stats.errors
+        load.end(name)
