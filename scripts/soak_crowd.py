@@ -1,0 +1,207 @@
+"""Many tunnels with visitors of all sorts; and the same with a server on a small machine."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from soak_books import MIB, Books, all_memory, flat, grown
+from soak_machine import Cgroup, make_cgroup, one_core
+from soak_mix import PARTS, Mix
+from tests.support.apps import Apps
+from tests.support.leaks import descendants
+from tests.support.processes import TunnelPair
+from tests.support.visitors import Load
+from tests.support.wait import wait_until
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Mapping, Sequence
+
+    from soak_books import Sample
+
+__all__ = ["CROWD_TUNNELS", "SMALL_TUNNELS", "crowd", "small"]
+
+CROWD_TUNNELS = 100
+SMALL_TUNNELS = 50
+WARM_PART = 0.2
+"""Of the whole time: what grows in it is warming up."""
+LOOKS = 40
+"""At memory and descriptors, after that."""
+STALL_SECONDS = 30.0
+"""Who gets nothing done for so long is forgotten, and not slow."""
+SETTLE_SECONDS = 20.0
+"""From the end of the visitors until all they had is given back."""
+LIMIT_BYTES = 512 * MIB
+GOAL_BYTES = 400_000_000
+"""Where no cgroup counts: what the kernel has for the sockets is not in it."""
+LOOK_SECONDS = 0.1
+LEAST_BUDGET_BYTES = 4 * MIB
+
+
+class Crowd:
+    """Two masters, their tunnels, twenty visitors for each, and the books."""
+
+    def __init__(
+        self,
+        stack: ExitStack,
+        tunnels: int,
+        *,
+        server_prefix: Sequence[str] = (),
+        server_options: Mapping[str, object] | None = None,
+    ) -> None:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tt-soak-")))
+        apps = stack.enter_context(Apps())
+        load = stack.enter_context(Load())
+        app_port = apps.add("any")
+        self.pair = stack.enter_context(
+            TunnelPair(
+                [app_port] * tunnels,
+                folder,
+                server_prefix=server_prefix,
+                server_options=server_options,
+            )
+        )
+        self.books = Books(self.pair)
+        self.mix = Mix(load, apps, self.pair.ports, app_port)
+        self.longest = 0.0
+
+    def tell(self, minutes: float) -> list[str]:
+        """Print how it goes; return what is wrong."""
+        both = self.mix.stats()
+        stats = [one for _part, one in both]
+        gap = max(one.max_gap for part, one in both if part.moves)
+        self.longest = max(self.longest, gap)
+        p99 = sorted(one.p99 for one in stats if one.answers)
+        wrong = self.mix.errors(both) + self.books.gone()
+        if links := self.books.links():
+            wrong.append(f"{links} reconnects, and nobody cut a link")
+        if gap > STALL_SECONDS:
+            wrong.append(f"a visitor got nothing done for {gap:.0f} s")
+        print(
+            f"{minutes:7.1f} min  {sum(one.rounds for one in stats):>8} answers  "
+            f"{sum(one.up + one.down for one in stats) / 1e6:>8.0f} MB  "
+            f"{sum(one.running for one in stats):>5} of "
+            f"{sum(one.started for one in stats):>7} visitors there  "
+            f"{sum(one.bad for one in stats)} bad  longest stall {gap:.2f} s  "
+            f"p99 of a tunnel {p99[len(p99) // 2]:.2f} s",
+            flush=True,
+        )
+        return wrong
+
+    def run(self, options: argparse.Namespace, look: Callable[[], None], pace: float) -> int:
+        """Let them all come, look at them every ``pace`` seconds; return the exit code."""
+        stay = sum(part.count for part in PARTS if part.stays)
+        come = sum(part.count for part in PARTS) - stay
+        print(
+            f"{options.tunnels} tunnels, each with {stay} visitors who stay and {come} who "
+            f"come and go"
+        )
+        self.mix.begin()
+        begin = told = time.monotonic()
+        seconds = options.minutes * 60
+        warm: list[int] = []
+        samples: list[Sample] = []
+        warm_at, next_sample = WARM_PART * seconds, WARM_PART * seconds
+        wrong: list[str] = []
+        while not wrong and (passed := time.monotonic() - begin) < seconds:
+            look()
+            if passed >= next_sample:
+                warm = warm or self.books.measure_memory()
+                samples.append(self.books.take())
+                next_sample = passed + (1 - WARM_PART) * seconds / LOOKS
+            if time.monotonic() - told > options.report:
+                told = time.monotonic()
+                wrong = self.tell(passed / 60)
+            time.sleep(pace)  # noqa: TID251 - it paces itself
+        if not wrong:
+            wrong = self.tell((time.monotonic() - begin) / 60)
+        if not wrong:
+            wrong += grown(warm, self.books.measure_memory(), seconds - warm_at) + flat(samples)
+        return self._end(wrong)
+
+    def _end(self, wrong: list[str]) -> int:
+        self.mix.end()
+        if not wrong:
+            try:
+                wait_until(lambda: not self.books.held(), SETTLE_SECONDS)
+            except AssertionError:
+                wrong = self.books.held()
+        print(f"longest stall {self.longest:.2f} s")
+        for line in wrong[:40]:
+            print(f"WRONG: {line}")
+        print("soak: failed" if wrong else "soak: all was well", flush=True)
+        return 1 if wrong else 0
+
+
+def crowd(options: argparse.Namespace) -> int:
+    """Run for as long as is asked; return the exit code."""
+    with ExitStack() as stack:
+        run = Crowd(stack, options.tunnels)
+        return run.run(options, lambda: None, 0.2)
+
+
+class SmallServer:
+    """What a server on a small machine takes of it."""
+
+    def __init__(self, cgroup: Cgroup | None) -> None:
+        self.cgroup = cgroup
+        self.peak = 0
+        self.looks = 0
+
+    def look(self, master: int) -> None:
+        """Add up the memory of a master and its processes."""
+        self.peak = max(self.peak, all_memory(master, descendants(master)))
+        self.looks += 1
+
+    def judge(self) -> list[str]:
+        """Say what the most was; return what is wrong."""
+        print(
+            f"memory of the server's processes: {self.peak / 1e6:.0f} MB at most, "
+            f"of {self.looks} looks"
+        )
+        if self.cgroup is None:
+            return ["that is more than it may be"] if self.peak > GOAL_BYTES else []
+        usage = self.cgroup.usage()
+        print(
+            f"memory of the cgroup, with what the kernel has for it: {usage.peak / 1e6:.0f} MB "
+            f"at most of {LIMIT_BYTES / 1e6:.0f}; killed: {usage.killed}"
+        )
+        wrong = [f"the kernel killed {usage.killed} processes"] if usage.killed else []
+        if usage.peak > LIMIT_BYTES:  # of memory and sockets, where they are counted apart
+            wrong.append("memory and sockets together are more than the machine has")
+        return wrong
+
+
+def small(options: argparse.Namespace) -> int:
+    """Run with the server in its cgroup and on its core; return the exit code."""
+    with ExitStack() as stack:
+        made = make_cgroup(LIMIT_BYTES)
+        cgroup = None if isinstance(made, str) else stack.enter_context(made)
+        if isinstance(made, str):
+            print(f"no cgroup ({made}): what the server's processes have is added up instead")
+        options_of_server = None
+        if cgroup is None:  # nobody tells the server how small its machine is
+            budget = max(LEAST_BUDGET_BYTES, LIMIT_BYTES // 4 // options.tunnels)
+            options_of_server = {"budget": budget}
+        prefix = [*(cgroup.prefix if cgroup else []), *one_core()]
+        server = SmallServer(cgroup)
+        code = 1
+        try:
+            run = Crowd(
+                stack, options.tunnels, server_prefix=prefix, server_options=options_of_server
+            )
+            pid = run.pair.server.pid
+            print(f"the server, {pid}, in {cgroup or 'no cgroup'}; {os.cpu_count()} cores")
+            pace = 1.0 if cgroup else LOOK_SECONDS
+            code = run.run(options, lambda: server.look(pid), pace)
+        finally:
+            wrong = server.judge()
+            for line in wrong:
+                print(f"WRONG: {line}")
+            print("small: failed" if wrong or code else "small: all was well", flush=True)
+        return 1 if wrong else code
