@@ -57,17 +57,19 @@ class Crowd:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tt-soak-")))
         apps = stack.enter_context(Apps())
         load = stack.enter_context(Load())
-        app_port = apps.add("any")
+        # One for each tunnel: so many connections to one port would use up the ports of the
+        # kernel, which rests each for a minute.
+        app_ports = [apps.add("any") for _ in range(tunnels)]
         self.pair = stack.enter_context(
             TunnelPair(
-                [app_port] * tunnels,
+                app_ports,
                 folder,
                 server_prefix=server_prefix,
                 server_options=server_options,
             )
         )
         self.books = Books(self.pair)
-        self.mix = Mix(load, apps, self.pair.ports, app_port)
+        self.mix = Mix(load, apps, self.pair.ports, app_ports)
         self.longest = 0.0
 
     def tell(self, minutes: float) -> list[str]:
@@ -93,8 +95,17 @@ class Crowd:
         )
         return wrong
 
-    def run(self, options: argparse.Namespace, look: Callable[[], None], pace: float) -> int:
-        """Let them all come, look at them every ``pace`` seconds; return the exit code."""
+    def run(
+        self,
+        options: argparse.Namespace,
+        pace: float = 0.2,
+        look: Callable[[], None] | None = None,
+    ) -> int:
+        """Let them all come; return the exit code.
+
+        Each ``pace`` seconds ``look`` is called, which judges by itself; without it memory and
+        descriptors are to stay flat.
+        """
         stay = sum(part.count for part in PARTS if part.stays)
         come = sum(part.count for part in PARTS) - stay
         print(
@@ -109,8 +120,9 @@ class Crowd:
         warm_at, next_sample = WARM_PART * seconds, WARM_PART * seconds
         wrong: list[str] = []
         while not wrong and (passed := time.monotonic() - begin) < seconds:
-            look()
-            if passed >= next_sample:
+            if look is not None:
+                look()
+            elif passed >= next_sample:
                 warm = warm or self.books.measure_memory()
                 samples.append(self.books.take())
                 next_sample = passed + (1 - WARM_PART) * seconds / LOOKS
@@ -120,7 +132,7 @@ class Crowd:
             time.sleep(pace)  # noqa: TID251 - it paces itself
         if not wrong:
             wrong = self.tell((time.monotonic() - begin) / 60)
-        if not wrong:
+        if not wrong and look is None:
             wrong += grown(warm, self.books.measure_memory(), seconds - warm_at) + flat(samples)
         return self._end(wrong)
 
@@ -142,7 +154,7 @@ def crowd(options: argparse.Namespace) -> int:
     """Run for as long as is asked; return the exit code."""
     with ExitStack() as stack:
         run = Crowd(stack, options.tunnels)
-        return run.run(options, lambda: None, 0.2)
+        return run.run(options)
 
 
 class SmallServer:
@@ -196,9 +208,11 @@ def small(options: argparse.Namespace) -> int:
                 stack, options.tunnels, server_prefix=prefix, server_options=options_of_server
             )
             pid = run.pair.server.pid
-            print(f"the server, {pid}, in {cgroup or 'no cgroup'}; {os.cpu_count()} cores")
+            print(
+                f"the server, {pid}, in {cgroup or 'no cgroup'}; one core of {os.cpu_count()}"
+            )
             pace = 1.0 if cgroup else LOOK_SECONDS
-            code = run.run(options, lambda: server.look(pid), pace)
+            code = run.run(options, pace, lambda: server.look(pid))
         finally:
             wrong = server.judge()
             for line in wrong:

@@ -114,10 +114,15 @@ class Cgroup:
         return str(self._folder)
 
 
-def make_cgroup(limit_bytes: int) -> Cgroup | str:
+def make_cgroup(
+    limit_bytes: int,
+    *,
+    own: Path = Path("/proc/self/cgroup"),
+    base: Path = Path("/sys/fs/cgroup"),
+) -> Cgroup | str:
     """Make one around or below ours; or say why that cannot be."""
     why = "this machine has none that count memory"
-    for parent, layout in _parents():
+    for parent, layout in _parents(own.read_text(), base):
         folder = parent / f"soak-{os.getpid()}"
         try:
             folder.mkdir()
@@ -132,14 +137,13 @@ def make_cgroup(limit_bytes: int) -> Cgroup | str:
     return why
 
 
-def _parents() -> Iterator[tuple[Path, Layout]]:
+def _parents(own: str, base: Path) -> Iterator[tuple[Path, Layout]]:
     """Where one could be made, the likeliest first."""
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+    for line in own.splitlines():
         _number, controllers, name = line.split(":", 2)
         if "memory" in controllers.split(","):
-            yield Path("/sys/fs/cgroup/memory") / name.lstrip("/"), V1
+            yield base / "memory" / name.lstrip("/"), V1
         elif not controllers:
-            base = Path("/sys/fs/cgroup")
             inner = base / name.lstrip("/")
             # Where processes are, nothing can be handed down: so it is beside ours, or higher.
             for place in (inner, *inner.parents):

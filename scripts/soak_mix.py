@@ -40,20 +40,20 @@ def _transfer(text: str, count: int, size: int, pause: float, flags: str = "") -
 
 PARTS = (
     Part("keep-alive, mostly idle", "probe", 12, "echo", {"size": 200, "pause": 15.0}),
-    Part("a question each second", "probe", 7, "echo", {"size": 4096, "pause": 1.0}),
-    _transfer("both ways at once", 2, 100_000, 4.0),
-    _transfer("much, both ways at once", 1, 2_000_000, 10.0),
-    _transfer("the visitor finishes first", 1, 50_000, 4.0, "e"),
-    _transfer("the app answers after the end", 1, 50_000, 4.0, "r"),
-    _transfer("the app finishes first", 1, 50_000, 4.0, "f"),
-    Part("resets in the middle", "hasty", 1, "pattern", {"up": 100_000, "pause": 4.0}),
-    Part("is reset by the app", "torn", 1, "resetting", {"down": 50_000, "pause": 4.0}),
+    Part("a question every two seconds", "probe", 7, "echo", {"size": 4096, "pause": 2.0}),
+    _transfer("both ways at once", 2, 100_000, 8.0),
+    _transfer("much, both ways at once", 1, 2_000_000, 20.0),
+    _transfer("the visitor finishes first", 1, 50_000, 8.0, "e"),
+    _transfer("the app answers after the end", 1, 50_000, 8.0, "r"),
+    _transfer("the app finishes first", 1, 50_000, 8.0, "f"),
+    Part("resets in the middle", "hasty", 1, "pattern", {"up": 100_000, "pause": 8.0}),
+    Part("is reset by the app", "torn", 1, "resetting", {"down": 50_000, "pause": 8.0}),
     Part(
         "newcomers with one question",
         "probe",
         2,
         "echo",
-        {"size": 300, "rounds": 1, "repeat": True, "pause": 1.0},
+        {"size": 300, "rounds": 1, "repeat": True, "pause": 3.0},
     ),
     Part(
         "sends to an app that never reads",
@@ -68,10 +68,12 @@ PARTS = (
 
 
 class Mix:
-    """These visitors, for each of some tunnels to one app that is all of their apps."""
+    """These visitors, for each of some tunnels to an app that is all of their apps."""
 
-    def __init__(self, load: Load, apps: Apps, ports: Sequence[int], app_port: int) -> None:
-        self._load, self._apps, self._app_port = load, apps, app_port
+    def __init__(
+        self, load: Load, apps: Apps, ports: Sequence[int], app_ports: Sequence[int]
+    ) -> None:
+        self._load, self._apps, self._app_ports = load, apps, app_ports
         self._groups = [
             (f"{port}: {part.text}", port, part) for port in ports for part in PARTS
         ]
@@ -104,10 +106,10 @@ class Mix:
             for (name, _port, _part), (_same, one) in zip(self._groups, stats, strict=True)
             for error in one.errors
         ]
-        app = self._apps.stats(self._app_port)
-        wrong += [f"an app got a byte that was not sent: {error}" for error in app.errors]
-        if count := app.ends.get("wrong", 0):
-            wrong.append(f"for an app {count} connections ended too early")
+        for app in map(self._apps.stats, self._app_ports):
+            wrong += [f"an app got a byte that was not sent: {error}" for error in app.errors]
+            if count := app.ends.get("wrong", 0) - len(app.errors):
+                wrong.append(f"for an app {count} connections ended too early")
         return wrong
 
     def end(self) -> None:
