@@ -76,7 +76,7 @@ class Crowd:
         """Print how it goes; return what is wrong."""
         both = self.mix.stats()
         stats = [one for _part, one in both]
-        gap = max(one.max_gap for part, one in both if part.moves)
+        gap, who = max((one.max_gap, part.text) for part, one in both if part.moves)
         self.longest = max(self.longest, gap)
         p99 = sorted(one.p99 for one in stats if one.answers)
         wrong = self.mix.errors(both) + self.books.gone()
@@ -89,8 +89,8 @@ class Crowd:
             f"{sum(one.up + one.down for one in stats) / 1e6:>8.0f} MB  "
             f"{sum(one.running for one in stats):>5} of "
             f"{sum(one.started for one in stats):>7} visitors there  "
-            f"{sum(one.bad for one in stats)} bad  longest stall {gap:.2f} s  "
-            f"p99 of a tunnel {p99[len(p99) // 2]:.2f} s",
+            f"{sum(one.bad for one in stats)} bad  "
+            f"p99 of a question {p99[len(p99) // 2]:.2f} s  longest stall {gap:.2f} s ({who})",
             flush=True,
         )
         return wrong
