@@ -18,6 +18,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import orjson
+
 from soak_books import MIB, Books, grown
 from soak_crowd import CROWD_TUNNELS, SMALL_TUNNELS, crowd, small
 from soak_recover import KINDS, recover
@@ -230,6 +232,9 @@ def main() -> int:
         command.add_argument("--tunnels", type=int, default=tunnels)
         command.add_argument("--minutes", type=float, default=minutes)
         command.add_argument("--report", type=float, default=60.0, help="seconds")
+    command.add_argument(
+        "--config", type=orjson.loads, default={}, help="more of the server's, in JSON"
+    )
     options = parser.parse_args()
     # What is told to end ends in order: all that was started goes with it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))

@@ -29,10 +29,12 @@ FLAT_PART = 0.03
 """What all processes of a kind may have more of at the end than in the beginning."""
 FLAT_SLACK = {"memory": 2 * MIB, "descriptors": 20}
 """Or so much, if that is more: a master has few of both."""
+RING_SLACK_BYTES = 128 * 1024
+"""Of each tunnel and side: a page here and there that stays touched."""
 LEAST_SAMPLES = 8
 """Of which a quarter is not yet one moment."""
 
-_ROLLUP = re.compile(r"^(Pss|Pss_Anon|Pss_File):\s+(\d+) kB", re.MULTILINE)
+_ROLLUP = re.compile(r"^(Pss_Anon|Pss_File):\s+(\d+) kB", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +54,12 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One look at all of them, summed up for each kind."""
+    """One look at all of them."""
 
-    memory: Mapping[str, int]
-    """PSS, bytes."""
-    descriptors: Mapping[str, int]
+    memory: Mapping[Member, int]
+    """Their share in bytes, without the rings: those are as full as the visitors make them,
+    and are to be empty when the visitors have gone."""
+    descriptors: Mapping[Member, int]
 
 
 class Books:
@@ -70,6 +73,7 @@ class Books:
             for member in _members(side, master)
         ]
         self.first_descriptors = self._each(_count_descriptors)
+        self.first_rings = self.ring_bytes()
         self.first_links = self.count("links_total")
 
     def workers(self) -> list[psutil.Process]:
@@ -99,7 +103,15 @@ class Books:
 
     def take(self) -> Sample:
         """Look at all processes."""
-        return Sample(self._sum(_pss_bytes), self._sum(_count_descriptors))
+        return Sample(self._each(_own_bytes), self._each(_count_descriptors))
+
+    def memory(self) -> int:
+        """What all of them have, without the rings."""
+        return sum(self._each(_own_bytes).values())
+
+    def ring_bytes(self) -> int:
+        """What the rings of both sides have."""
+        return _ring_bytes(self.pair.server.pid) + _ring_bytes(self.pair.client.pid)
 
     def gone(self) -> list[str]:
         """Which processes are not what they were: a dead one has a successor by now."""
@@ -120,13 +132,17 @@ class Books:
         return found
 
     def held(self) -> list[str]:
-        """Which processes have more descriptors than they had before there were visitors."""
+        """What there is more of than before there were visitors: descriptors, full rings."""
         now = self._each(_count_descriptors)
-        return [
+        found = [
             f"{member.kind} {member.pid}: {before} descriptors, then {now[member]}"
             for member, before in self.first_descriptors.items()
             if now[member] > before
         ]
+        rings = self.ring_bytes()
+        if rings > self.first_rings + 2 * len(self.pair.ports) * RING_SLACK_BYTES:
+            found.append(f"rings: {self.first_rings:,} bytes, then {rings:,} with no visitor")
+        return found
 
     def _each(self, measure: Callable[[int], int]) -> dict[Member, int]:
         found = {}
@@ -135,12 +151,6 @@ class Books:
             with suppress(OSError):  # whoever is gone is told by gone()
                 found[member] = measure(member.pid)
         return found
-
-    def _sum(self, measure: Callable[[int], int]) -> dict[str, int]:
-        sums: dict[str, int] = {}
-        for member, value in self._each(measure).items():
-            sums[member.kind] = sums.get(member.kind, 0) + value
-        return sums
 
 
 def _members(side: str, master: Master) -> list[Member]:
@@ -167,21 +177,13 @@ def _rollup(pid: int) -> dict[str, int]:
     return {name: int(kilobytes) * 1024 for name, kilobytes in _ROLLUP.findall(text)}
 
 
-def _pss_bytes(pid: int) -> int:
-    return _rollup(pid).get("Pss", 0)
+def _own_bytes(pid: int) -> int:
+    return sum(_rollup(pid).values())
 
 
-def all_memory(master: int, pids: Iterable[int]) -> int:
-    """All memory that a master and its family have: their share, and all of the rings.
-
-    A page of a ring that no process maps at the moment is in nobody's share, and is memory
-    all the same. So rings are counted by what the master holds of them, and not by shares.
-    """
+def _ring_bytes(master: int) -> int:
+    """What the shared memory of a master and its workers has."""
     total = 0
-    for pid in {master, *pids}:
-        with suppress(OSError):
-            parts = _rollup(pid)
-            total += parts["Pss_Anon"] + parts["Pss_File"]
     seen = set()
     for entry in os.scandir(f"/proc/{master}/fd"):
         with suppress(OSError):
@@ -190,6 +192,19 @@ def all_memory(master: int, pids: Iterable[int]) -> int:
                 if about.st_ino not in seen:
                     seen.add(about.st_ino)
                     total += about.st_blocks * 512
+    return total
+
+
+def all_memory(master: int, pids: Iterable[int]) -> int:
+    """All memory that a master and its family have: their share, and all of the rings.
+
+    A page of a ring that no process maps at the moment is in nobody's share, and is memory
+    all the same. So rings are counted by what the master holds of them, and not by shares.
+    """
+    total = _ring_bytes(master)
+    for pid in {master, *pids}:
+        with suppress(OSError):
+            total += _own_bytes(pid)
     return total
 
 
@@ -211,13 +226,26 @@ def flat(samples: Sequence[Sample]) -> list[str]:
     part = len(samples) // 4
     wrong = []
     for what, slack in FLAT_SLACK.items():
-        rows = [getattr(sample, what) for sample in samples]
-        for kind in rows[0]:
-            first = sum(row[kind] for row in rows[:part]) / part
-            last = sum(row[kind] for row in rows[-part:]) / part
-            unit = MIB if what == "memory" else 1
-            text = f"{what} of {kind}s: {first / unit:.1f}, then {last / unit:.1f}"
-            print(f"{text} ({100 * (last - first) / max(first, 1):+.1f} %)")
-            if last - first > max(slack, FLAT_PART * first):
+        rows: list[Mapping[Member, int]] = [getattr(sample, what) for sample in samples]
+        first, last = _averages(rows[:part]), _averages(rows[-part:])
+        unit = MIB if what == "memory" else 1
+        for kind in dict.fromkeys(member.kind for member in first):
+            before, after = (
+                sum(value for member, value in values.items() if member.kind == kind)
+                for values in (first, last)
+            )
+            text = f"{what} of {kind}s: {before / unit:.1f}, then {after / unit:.1f}"
+            print(f"{text} ({100 * (after - before) / max(before, 1):+.1f} %)")
+            if after - before > max(slack, FLAT_PART * before):
                 wrong.append(text)
+        if what == "memory":
+            wrong += [
+                f"{member.kind} {member.pid} grew by {(last[member] - value) / MIB:.1f} MiB"
+                for member, value in first.items()
+                if last[member] - value > SLACK_BYTES
+            ]
     return wrong
+
+
+def _averages(rows: Sequence[Mapping[Member, int]]) -> dict[Member, float]:
+    return {member: sum(row[member] for row in rows) / len(rows) for member in rows[0]}

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from soak_books import MIB, Books, all_memory, flat, grown
+from soak_books import MIB, Books, all_memory, flat
 from soak_machine import Cgroup, make_cgroup, one_core
 from soak_mix import PARTS, Mix
 from tests.support.apps import Apps
@@ -39,7 +39,9 @@ SETTLE_SECONDS = 20.0
 LIMIT_BYTES = 512 * MIB
 GOAL_BYTES = 400_000_000
 """Where no cgroup counts: what the kernel has for the sockets is not in it."""
-LOOK_SECONDS = 0.1
+LOOK_SECONDS = TURN_SECONDS = 0.1
+CGROUP_LOOK_SECONDS = 1.0
+"""Where a cgroup counts, only to be told what of it is the processes'."""
 LEAST_BUDGET_BYTES = 4 * MIB
 
 
@@ -74,6 +76,12 @@ class Crowd:
 
     def tell(self, minutes: float) -> list[str]:
         """Print how it goes; return what is wrong."""
+        try:
+            return self._tell(minutes)
+        except OSError as error:
+            return [f"a master does not answer: {error}"]
+
+    def _tell(self, minutes: float) -> list[str]:
         both = self.mix.stats()
         stats = [one for _part, one in both]
         gap, who = max((one.max_gap, part.text) for part, one in both if part.moves)
@@ -85,7 +93,9 @@ class Crowd:
         if gap > STALL_SECONDS:
             wrong.append(f"a visitor got nothing done for {gap:.0f} s")
         print(
-            f"{minutes:7.1f} min  {sum(one.rounds for one in stats):>8} answers  "
+            f"{minutes:7.1f} min  {self.books.memory() / MIB:.0f} MiB and "
+            f"{self.books.ring_bytes() / MIB:.0f} of rings  "
+            f"{sum(one.rounds for one in stats):>8} answers  "
             f"{sum(one.up + one.down for one in stats) / 1e6:>8.0f} MB  "
             f"{sum(one.running for one in stats):>5} of "
             f"{sum(one.started for one in stats):>7} visitors there  "
@@ -98,12 +108,11 @@ class Crowd:
     def run(
         self,
         options: argparse.Namespace,
-        pace: float = 0.2,
         look: Callable[[], None] | None = None,
     ) -> int:
         """Let them all come; return the exit code.
 
-        Each ``pace`` seconds ``look`` is called, which judges by itself; without it memory and
+        Again and again ``look`` is called, which judges by itself; without it memory and
         descriptors are to stay flat.
         """
         stay = sum(part.count for part in PARTS if part.stays)
@@ -112,28 +121,26 @@ class Crowd:
             f"{options.tunnels} tunnels, each with {stay} visitors who stay and {come} who "
             f"come and go"
         )
-        self.mix.begin()
+        self.mix.begin(look or (lambda: None))
         begin = told = time.monotonic()
         seconds = options.minutes * 60
-        warm: list[int] = []
         samples: list[Sample] = []
-        warm_at, next_sample = WARM_PART * seconds, WARM_PART * seconds
+        next_sample = WARM_PART * seconds
         wrong: list[str] = []
         while not wrong and (passed := time.monotonic() - begin) < seconds:
             if look is not None:
                 look()
             elif passed >= next_sample:
-                warm = warm or self.books.measure_memory()
                 samples.append(self.books.take())
                 next_sample = passed + (1 - WARM_PART) * seconds / LOOKS
             if time.monotonic() - told > options.report:
                 told = time.monotonic()
                 wrong = self.tell(passed / 60)
-            time.sleep(pace)  # noqa: TID251 - it paces itself
+            time.sleep(TURN_SECONDS)  # noqa: TID251 - it paces itself
         if not wrong:
             wrong = self.tell((time.monotonic() - begin) / 60)
         if not wrong and look is None:
-            wrong += grown(warm, self.books.measure_memory(), seconds - warm_at) + flat(samples)
+            wrong += flat(samples)
         return self._end(wrong)
 
     def _end(self, wrong: list[str]) -> int:
@@ -162,11 +169,16 @@ class SmallServer:
 
     def __init__(self, cgroup: Cgroup | None) -> None:
         self.cgroup = cgroup
+        self.pace = LOOK_SECONDS if cgroup is None else CGROUP_LOOK_SECONDS
+        self._next = 0.0
         self.peak = 0
         self.looks = 0
 
     def look(self, master: int) -> None:
-        """Add up the memory of a master and its processes."""
+        """Add up the memory of a master and its processes, ten times a second at most."""
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + self.pace
         self.peak = max(self.peak, all_memory(master, descendants(master)))
         self.looks += 1
 
@@ -196,23 +208,20 @@ def small(options: argparse.Namespace) -> int:
         cgroup = None if isinstance(made, str) else stack.enter_context(made)
         if isinstance(made, str):
             print(f"no cgroup ({made}): what the server's processes have is added up instead")
-        options_of_server = None
+        config = dict(options.config)
         if cgroup is None:  # nobody tells the server how small its machine is
             budget = max(LEAST_BUDGET_BYTES, LIMIT_BYTES // 4 // options.tunnels)
-            options_of_server = {"budget": budget}
+            config.setdefault("budget", budget)
         prefix = [*(cgroup.prefix if cgroup else []), *one_core()]
         server = SmallServer(cgroup)
         code = 1
         try:
-            run = Crowd(
-                stack, options.tunnels, server_prefix=prefix, server_options=options_of_server
-            )
+            run = Crowd(stack, options.tunnels, server_prefix=prefix, server_options=config)
             pid = run.pair.server.pid
             print(
                 f"the server, {pid}, in {cgroup or 'no cgroup'}; one core of {os.cpu_count()}"
             )
-            pace = 1.0 if cgroup else LOOK_SECONDS
-            code = run.run(options, pace, lambda: server.look(pid))
+            code = run.run(options, lambda: server.look(pid))
         finally:
             wrong = server.judge()
             for line in wrong:

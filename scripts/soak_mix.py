@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from tests.support.apps import Apps
     from tests.support.visitors import GroupStats, Load
@@ -78,8 +78,8 @@ class Mix:
             (f"{port}: {part.text}", port, part) for port in ports for part in PARTS
         ]
 
-    def begin(self) -> None:
-        """Send them all."""
+    def begin(self, look: Callable[[], None]) -> None:
+        """Send them all; between some and the next, call ``look``."""
         for number, (name, port, part) in enumerate(self._groups):
             start = getattr(self._load, part.kind)
             start(
@@ -90,6 +90,7 @@ class Mix:
                 app=part.app,
                 **part.options,
             )
+            look()
 
     def stats(self) -> list[tuple[Part, GroupStats]]:
         """How they are doing; the longest stall is from here the next time."""
