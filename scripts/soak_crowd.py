@@ -145,16 +145,23 @@ class Crowd:
 
     def _end(self, wrong: list[str]) -> int:
         self.mix.end()
-        if not wrong:
-            try:
-                wait_until(lambda: not self.books.held(), SETTLE_SECONDS)
-            except AssertionError:
-                wrong = self.books.held()
+        wrong = wrong or settled(self.mix.left)
+        self.mix.reset()
+        wrong = wrong or settled(self.books.held)
         print(f"longest stall {self.longest:.2f} s")
         for line in wrong[:40]:
             print(f"WRONG: {line}")
         print("soak: failed" if wrong else "soak: all was well", flush=True)
         return 1 if wrong else 0
+
+
+def settled(left: Callable[[], list[str]]) -> list[str]:
+    """Wait until nothing is left; return what is."""
+    try:
+        wait_until(lambda: not left(), SETTLE_SECONDS)
+    except AssertionError:
+        return left()
+    return []
 
 
 def crowd(options: argparse.Namespace) -> int:

@@ -117,3 +117,20 @@ class Mix:
         """End all visitors where they are."""
         for name, _port, _part in self._groups:
             self._load.end(name)
+
+    def left(self) -> list[str]:
+        """Which apps have connections whose visitors have gone, and who could know it.
+
+        What waits for an app that never reads waits on: its visitor may have been done.
+        """
+        may_stay = sum(part.count for part in PARTS if not part.moves)
+        return [
+            f"the app {port} has {count} connections with no visitor"
+            for port in self._app_ports
+            if (count := self._apps.stats(port).open) > may_stay
+        ]
+
+    def reset(self) -> None:
+        """Let the apps end what they never read."""
+        for port in self._app_ports:
+            self._apps.reset_all(port)
