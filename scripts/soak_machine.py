@@ -46,7 +46,7 @@ V1 = Layout(
     ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes", "memory.kmem.tcp.limit_in_bytes"),
     "",
     ("memory.usage_in_bytes", "memory.kmem.tcp.usage_in_bytes"),
-    ("memory.max_usage_in_bytes", "memory.kmem.tcp.max_usage_in_bytes"),
+    ("memory.max_usage_in_bytes",),
     "memory.oom_control",
 )
 
@@ -58,7 +58,7 @@ class Usage:
     now: int
     """Bytes."""
     peak: int
-    """Bytes; of several parts, the sum of their peaks. 0: this kernel does not say."""
+    """Bytes, without what is counted apart. 0: this kernel does not say."""
     killed: int
 
 

@@ -36,11 +36,10 @@ def test_in_the_first_layout_it_is_below_ours(base):
         "memory.usage_in_bytes": 5,
         "memory.kmem.tcp.usage_in_bytes": 6,
         "memory.max_usage_in_bytes": 70,
-        "memory.kmem.tcp.max_usage_in_bytes": 80,
     }.items():
         (folder / name).write_text(f"{value}\n")
     (folder / "memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 1\noom_kill 3\n")
-    assert made.usage() == Usage(now=11, peak=150, killed=3)
+    assert made.usage() == Usage(now=11, peak=70, killed=3)
 
 
 def test_in_the_second_it_is_where_memory_is_handed_down(base):
