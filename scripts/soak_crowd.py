@@ -202,7 +202,8 @@ class SmallServer:
         usage = self.cgroup.usage()
         print(
             f"memory of the cgroup: {usage.peak / 1e6:.0f} MB at most of "
-            f"{LIMIT_BYTES / 1e6:.0f}; with all buffers of sockets {self.with_sockets / 1e6:.0f} MB when looked at; "
+            f"{LIMIT_BYTES / 1e6:.0f}; with all buffers of sockets "
+            f"{self.with_sockets / 1e6:.0f} MB when looked at; "
             f"killed: {usage.killed}"
         )
         return [f"the kernel killed {usage.killed} processes"] if usage.killed else []
