@@ -18,8 +18,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
+import orjson
 
+from soak_books import MIB, Books, grown
+from soak_crowd import CROWD_TUNNELS, SMALL_TUNNELS, crowd, small
 from soak_recover import KINDS, recover
 from tests.support.apps import Apps
 from tests.support.processes import TunnelPair
@@ -30,11 +32,6 @@ if TYPE_CHECKING:
     from tests.support.chaos import Chaos
     from tests.support.visitors import GroupStats
 
-MIB = 1 << 20
-GROWTH_BYTES_PER_HOUR = 1 * MIB
-"""Of private memory, for one worker; more is a leak."""
-SLACK_BYTES = 3 * MIB
-"""Rings and buffers that are in use at one look and not at the other."""
 WARM_PART = 0.2
 """Of the whole time: what grows in it is warming up."""
 SETTLE_SECONDS = 20.0
@@ -59,8 +56,8 @@ class Soak:
         )
         self.names = dict(zip(self.pair.ports, kinds, strict=True))
         self.idle = self.pair.ports[-1] if options.what == "steady" else 0
-        self.descriptors = self.count_descriptors()
-        self.links = self.count("links_total")
+        self.books = Books(self.pair)
+        self.descriptors = self.books.count_descriptors()
         self.cuts: Counter[str] = Counter()
         self.longest = 0.0
 
@@ -84,27 +81,6 @@ class Soak:
                     pause=5.0,
                 )
 
-    def workers(self) -> list[psutil.Process]:
-        """The workers of both sides, in the order of their tunnels."""
-        masters = (self.pair.server, self.pair.client)
-        return [
-            psutil.Process(tunnel["pid"])
-            for master in masters
-            for tunnel in master.status()["tunnels"]
-        ]
-
-    def count_descriptors(self) -> list[int]:
-        """Of each worker."""
-        return [worker.num_fds() for worker in self.workers()]
-
-    def measure_memory(self) -> list[int]:
-        """Private bytes of each worker."""
-        return [worker.memory_full_info().uss for worker in self.workers()]
-
-    def count(self, key: str) -> int:
-        """Sum a counter of the client's over its tunnels."""
-        return sum(tunnel[key] for tunnel in self.pair.client.status()["tunnels"])
-
     def stats(self) -> list[GroupStats]:
         """How all the visitors are doing."""
         return [self.load.stats(str(port)) for port in self.names if port != self.idle]
@@ -123,9 +99,9 @@ class Soak:
             f"{minutes:7.1f} min  {sum(one.rounds for one in stats):>9} answers  "
             f"{moved / 1e6:>9.0f} MB  {sum(one.started for one in stats):>6} visitors  "
             f"{bad} bad  {sum(self.cuts.values()):>5} cuts  "
-            f"{self.count('links_total') - self.links:>5} links  "
-            f"{self.count('resumes_total'):>5} resumes  longest stall {gap:.2f} s  "
-            f"{sum(self.measure_memory()) / MIB:.0f} MiB",
+            f"{self.books.links():>5} links  "
+            f"{self.books.count('resumes_total'):>5} resumes  longest stall {gap:.2f} s  "
+            f"{sum(self.books.measure_memory()) / MIB:.0f} MiB",
             flush=True,
         )
         return [error for one in stats for error in one.errors]
@@ -142,13 +118,13 @@ class Soak:
                 lambda: all(
                     now <= before
                     for now, before in zip(
-                        self.count_descriptors(), self.descriptors, strict=True
+                        self.books.count_descriptors(), self.descriptors, strict=True
                     )
                 ),
                 SETTLE_SECONDS,
             )
         except AssertionError:
-            return [f"descriptors: {self.descriptors}, then {self.count_descriptors()}"]
+            return [f"descriptors: {self.descriptors}, then {self.books.count_descriptors()}"]
         return []
 
 
@@ -210,29 +186,18 @@ def soak(options: argparse.Namespace) -> int:
             cutter.turn()
             time.sleep(0.05)  # noqa: TID251 - it paces itself
             if not warm and passed > WARM_PART * seconds:
-                warm, warm_at = run.measure_memory(), passed
+                warm, warm_at = run.books.measure_memory(), passed
             if time.monotonic() - told > options.report:
                 told = time.monotonic()
                 wrong = run.tell(passed / 60)
         wrong += run.tell((time.monotonic() - begin) / 60)
         if warm and not wrong:
-            wrong += grown(warm, run.measure_memory(), time.monotonic() - begin - warm_at)
-        if options.what == "steady" and (again := run.count("links_total") - run.links):
+            wrong += grown(warm, run.books.measure_memory(), time.monotonic() - begin - warm_at)
+        if options.what == "steady" and (again := run.books.links()):
             wrong.append(f"{again} reconnects, and nobody cut a link")
         wrong += run.finish()
         summary(run, wrong)
     return 1 if wrong else 0
-
-
-def grown(before: list[int], now: list[int], seconds: float) -> list[str]:
-    """Return which workers have more memory than they should."""
-    allowed = SLACK_BYTES + GROWTH_BYTES_PER_HOUR * seconds / 3600
-    more = [later - earlier for earlier, later in zip(before, now, strict=True)]
-    print(
-        f"memory of a worker, from warm to the end: {min(more) / MIB:+.2f} to "
-        f"{max(more) / MIB:+.2f} MiB, on average {sum(more) / len(more) / MIB:+.2f}"
-    )
-    return [f"a worker grew by {one / MIB:.1f} MiB" for one in more if one > allowed]
 
 
 def summary(run: Soak, wrong: list[str]) -> None:
@@ -259,10 +224,21 @@ def main() -> int:
     command.add_argument("--tunnels", type=int, default=10, help="cut at the same time")
     command.add_argument("--kind", action="append", choices=list(KINDS), default=[])
     command.add_argument("--seed", type=int, default=1)
+    for name, tunnels, minutes in (
+        ("crowd", CROWD_TUNNELS, 10.0),
+        ("small", SMALL_TUNNELS, 5.0),
+    ):
+        command = commands.add_parser(name)
+        command.add_argument("--tunnels", type=int, default=tunnels)
+        command.add_argument("--minutes", type=float, default=minutes)
+        command.add_argument("--report", type=float, default=60.0, help="seconds")
+    command.add_argument(
+        "--config", type=orjson.loads, default={}, help="more of the server's, in JSON"
+    )
     options = parser.parse_args()
     # What is told to end ends in order: all that was started goes with it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    return recover(options) if options.what == "recover" else soak(options)
+    return {"recover": recover, "crowd": crowd, "small": small}.get(options.what, soak)(options)
 
 
 if __name__ == "__main__":

@@ -348,6 +348,7 @@ class TunnelPair:
         chaos: Lead each link through a relay (``relays``, by public port): the client dials
             127.0.0.2, where the relay listens at the same port.
         common: Settings for both configs, such as ``drain``.
+        server_prefix: Words before the server's command.
         environment: Added to that of both masters.
         module: As for :class:`Master`.
     """
@@ -364,6 +365,7 @@ class TunnelPair:
         common: Mapping[str, object] | None = None,
         server_options: Mapping[str, object] | None = None,
         client_options: Mapping[str, object] | None = None,
+        server_prefix: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
         module: str = "tunneltcp.master",
     ) -> None:
@@ -380,6 +382,7 @@ class TunnelPair:
             folder / "server",
             instance=instance,
             bind=bind,
+            prefix=server_prefix,
             environment=environment,
             module=module,
         )

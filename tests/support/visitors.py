@@ -522,11 +522,12 @@ class Load(ServiceProcess):
         count: int,
         seed: int,
         up: int,
+        pause: float = 0.02,
         app: str = "",
     ) -> None:
         """Start visitors of a ``pattern`` app that reset before they have sent ``up`` bytes.
 
-        For each that has gone another one comes.
+        For each that has gone another one comes, ``pause`` seconds later.
         """
         self._start(
             name,
@@ -537,7 +538,7 @@ class Load(ServiceProcess):
             seed=seed,
             up=up,
             down=-1,
-            pause=0.02,
+            pause=pause,
             repeat=True,
             app=app,
         )
@@ -551,9 +552,13 @@ class Load(ServiceProcess):
         count: int,
         seed: int,
         down: int,
+        pause: float = 0.02,
         app: str = "",
     ) -> None:
-        """Start visitors of a ``resetting`` app, one after the other; all must be reset."""
+        """Start visitors of a ``resetting`` app; all must be reset.
+
+        For each that has gone another one comes, ``pause`` seconds later.
+        """
         self._start(
             name,
             "torn",
@@ -562,7 +567,7 @@ class Load(ServiceProcess):
             count=count,
             seed=seed,
             down=down,
-            pause=0.02,
+            pause=pause,
             repeat=True,
             app=app,
         )
