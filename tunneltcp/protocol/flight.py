@@ -42,9 +42,13 @@ MORE_SECONDS: Final = 0.005
 MORE_SPANS: Final = 6
 PING_SECONDS: Final = 0.005
 """Time between two PINGs under a bound, and so the size of a batch, which nothing overtakes."""
-QUEUE_SECONDS: Final = 0.030
-"""A queue shorter than that is left alone, and one longer is not: loopback and a data centre
-stay below it while there is CPU time."""
+QUEUE_SECONDS: Final = 0.012
+"""A queue shorter than that is left alone, as long as the bound itself leaves it standing; one
+longer is not: a home router's may have no more than 20 ms of room, and drops packets then."""
+NEAR_SECONDS: Final = 0.005
+"""A path whose smallest round trip is shorter than that is this machine or a data centre ..."""
+NEAR_QUEUE_SECONDS: Final = 0.030
+"""... and there a round trip longer than usual is mostly a lack of CPU time, below this."""
 SLACK_BYTES: Final = 16 * 1024
 """Always allowed: what a new TCP connection may send, so that a small bound cannot choke it."""
 MIN_SPACING_BYTES: Final = 2048
@@ -240,6 +244,8 @@ class Flight:
 
     @property
     def _queue_seconds(self) -> float:
+        if self.round_trip < NEAR_SECONDS:
+            return NEAR_QUEUE_SECONDS
         return max(QUEUE_SECONDS, self.round_trip / LITTLE_PART)
 
     @property
@@ -299,7 +305,9 @@ class Flight:
 
     def _watch_on(self, rate: float, lowest: float, now: float) -> None:
         """Go on as long as the path carries more with each round trip."""
-        if lowest <= self.round_trip + self._queue_seconds:
+        # It has to be well below what it began with: a queue that is often full empties
+        # now and then, when packets were dropped.
+        if lowest <= self.round_trip + self._queue_seconds / 2:
             self._free()
             return
         self._note_rate(rate, ages=False)

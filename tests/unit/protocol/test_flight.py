@@ -108,15 +108,26 @@ def test_a_deep_queue_stays_nearly_empty_and_the_path_full(mbit, rtt):
     assert path.flight.mode is Mode.BOUND
 
 
-@pytest.mark.parametrize("rtt", [0.0002, 0.05])
-def test_a_short_queue_is_left_alone(rtt):
-    """Loopback and a data centre: no bound, and ten PINGs a second at most."""
-    path = Path(1000, rtt, holds=1000 * MBIT * 0.015)
+@pytest.mark.parametrize(("rtt", "queue"), [(0.0002, 0.025), (0.05, 0.01)])
+def test_a_short_queue_is_left_alone(rtt, queue):
+    """On loopback and in a data centre, more so: no bound, and ten PINGs a second at most."""
+    path = Path(1000, rtt, holds=1000 * MBIT * queue)
 
     assert path.run(2) > 0.97
     assert path.flight.mode is Mode.FREE
     assert (path.flight.room, path.flight.spacing) == (NEVER, NEVER)
     assert path.sent_pings <= 2 + 2 / LOOK_SECONDS
+
+
+@pytest.mark.parametrize("rtt", [0.006, 0.02, 0.05])
+def test_a_queue_that_is_soon_full_is_not_filled(rtt):
+    """A home router may hold 20 ms of its line, and then drops packets."""
+    path = Path(100, rtt, holds=100 * MBIT * 0.02)
+    path.run(2)
+
+    assert path.run(1) > 0.97
+    assert path.flight.mode is Mode.BOUND
+    assert max(path.queues) < 0.0199
 
 
 def bound_path(mbit=100.0, rtt=0.02) -> Path:
