@@ -135,6 +135,7 @@ class _Tunnel:
         for worker in (self._client, self._server):
             if worker.link is not None:
                 worker.link.lose("warming up")
+        self._client.dial_anew()  # without the pause for links that die young one by one
         while self._server.link is None or self._client.link is None:
             self._turn()
 
