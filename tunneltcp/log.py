@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import orjson
 from loguru import logger
 
+from tunneltcp.text import CONTROL, escape
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -38,7 +40,6 @@ __all__ = [
     "access_path",
     "dropped_lines",
     "echo_from",
-    "escape",
     "log_access",
     "setup_log",
     "write_if_room",
@@ -50,18 +51,7 @@ _MAX_LINE_BYTES: Final = 8192
 _MAX_PIPE_BYTES: Final = 4096
 """PIPE_BUF: a pipe that polls writable takes this many bytes without blocking."""
 
-_CONTROL: Final = {
-    code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
-    for code in (
-        *range(0x20),
-        *range(0x7F, 0xA0),
-        *range(0x2028, 0x202F),
-        *range(0x2066, 0x206A),
-    )
-}
-"""C0, DEL, C1, line and paragraph separators, and what reorders text on a terminal."""
-
-_CONTROL_JSON: Final = {code: f"\\u{code:04x}" for code in _CONTROL if code >= 0x7F}
+_CONTROL_JSON: Final = {code: f"\\u{code:04x}" for code in CONTROL if code >= 0x7F}
 """The same for JSON, which escapes C0 by itself."""
 
 _JSON_TEXTS: Final = (8192, 2000, 400, 60)
@@ -188,11 +178,6 @@ def log_access(message: str, **fields: object) -> None:
         "exception": None,
     }
     _output.access.write_line(_output.render(cast("Record", record), _MAX_LINE_BYTES))
-
-
-def escape(text: str) -> str:
-    """Return text with its control characters made visible: it stays on its line."""
-    return text.translate(_CONTROL)
 
 
 def write_if_room(fd: int, data: bytes) -> bool:
