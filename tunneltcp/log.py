@@ -68,7 +68,6 @@ class _Output:
         self.echo_from = 0
         self.as_json = False
         self.level = ""
-        self.pid = 0
         self.dropped_echoes = 0
 
     def write_message(self, message: Message) -> None:
@@ -130,9 +129,9 @@ def setup_log(
     _output.as_json = as_json
     _output.dropped_echoes = 0
     logger.configure(extra={} if tunnel is None else {"tunnel": tunnel})
-    # A forked child keeps its parent's handler, which writes to what _output says now: a
-    # handler of its own would cost each worker 1.4 MB of pages it shares with the others.
-    if _output.pid in (0, os.getpid()) or _output.level != level:
+    # One handler for good, which writes to what _output says now; a forked child keeps its
+    # parent's: its own would cost each worker 1.4 MB of pages it shares with the others.
+    if _output.level != level:
         logger.remove()
         logger.add(
             _output.write_message,
@@ -142,7 +141,6 @@ def setup_log(
             diagnose=False,
             enqueue=False,
         )
-    _output.pid = os.getpid()
     _output.level = level
 
 
