@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.support.leaks import Snapshot, adopt_orphans
 from tests.support.ports import reserved_port
-from tests.support.require import in_ci
+from tests.support.require import in_ci, is_long
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,15 +24,17 @@ _DEADLINE_SECONDS = {"unit": 20, "property": 60, "contract": 30}
 _LEAK_CHECKED = {"integration", "faults", "hostile", "interop"}
 
 # A CI machine may stop for a moment: no deadline per example, the one per test is enough.
-settings.register_profile("local", max_examples=50, deadline=None, print_blob=True)
-settings.register_profile(
-    "ci",
-    max_examples=100,
-    deadline=None,
-    print_blob=True,
-    suppress_health_check=[HealthCheck.too_slow],
-)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if in_ci() else "local"))
+# Fifty examples, other ones each time, find in a week of runs what a thousand find at once.
+_local = settings(max_examples=50, deadline=None, print_blob=True)
+_ci = settings(_local, suppress_health_check=[HealthCheck.too_slow])
+for _name, _profile in (
+    ("local", _local),
+    ("ci", _ci),
+    ("long", settings(_ci, max_examples=500)),
+):
+    settings.register_profile(_name, _profile)
+_usual = "long" if is_long() else "ci" if in_ci() else "local"
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", _usual))
 
 
 def _folder(path: Path) -> str:
@@ -45,7 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         seconds = _DEADLINE_SECONDS.get(_folder(item.path))
         if seconds is not None and item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(seconds))
+            item.add_marker(pytest.mark.timeout(seconds * (10 if is_long() else 1)))
 
 
 @pytest.fixture(scope="session", autouse=True)

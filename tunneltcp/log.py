@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import orjson
 from loguru import logger
 
+from tunneltcp.text import CONTROL, escape
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -38,7 +40,6 @@ __all__ = [
     "access_path",
     "dropped_lines",
     "echo_from",
-    "escape",
     "log_access",
     "setup_log",
     "write_if_room",
@@ -50,18 +51,7 @@ _MAX_LINE_BYTES: Final = 8192
 _MAX_PIPE_BYTES: Final = 4096
 """PIPE_BUF: a pipe that polls writable takes this many bytes without blocking."""
 
-_CONTROL: Final = {
-    code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
-    for code in (
-        *range(0x20),
-        *range(0x7F, 0xA0),
-        *range(0x2028, 0x202F),
-        *range(0x2066, 0x206A),
-    )
-}
-"""C0, DEL, C1, line and paragraph separators, and what reorders text on a terminal."""
-
-_CONTROL_JSON: Final = {code: f"\\u{code:04x}" for code in _CONTROL if code >= 0x7F}
+_CONTROL_JSON: Final = {code: f"\\u{code:04x}" for code in CONTROL if code >= 0x7F}
 """The same for JSON, which escapes C0 by itself."""
 
 _JSON_TEXTS: Final = (8192, 2000, 400, 60)
@@ -78,7 +68,6 @@ class _Output:
         self.echo_from = 0
         self.as_json = False
         self.level = ""
-        self.pid = 0
         self.dropped_echoes = 0
 
     def write_message(self, message: Message) -> None:
@@ -140,9 +129,9 @@ def setup_log(
     _output.as_json = as_json
     _output.dropped_echoes = 0
     logger.configure(extra={} if tunnel is None else {"tunnel": tunnel})
-    # A forked child keeps its parent's handler, which writes to what _output says now: a
-    # handler of its own would cost each worker 1.4 MB of pages it shares with the others.
-    if _output.pid in (0, os.getpid()) or _output.level != level:
+    # One handler for good, which writes to what _output says now; a forked child keeps its
+    # parent's: its own would cost each worker 1.4 MB of pages it shares with the others.
+    if _output.level != level:
         logger.remove()
         logger.add(
             _output.write_message,
@@ -152,7 +141,6 @@ def setup_log(
             diagnose=False,
             enqueue=False,
         )
-    _output.pid = os.getpid()
     _output.level = level
 
 
@@ -188,11 +176,6 @@ def log_access(message: str, **fields: object) -> None:
         "exception": None,
     }
     _output.access.write_line(_output.render(cast("Record", record), _MAX_LINE_BYTES))
-
-
-def escape(text: str) -> str:
-    """Return text with its control characters made visible: it stays on its line."""
-    return text.translate(_CONTROL)
 
 
 def write_if_room(fd: int, data: bytes) -> bool:

@@ -88,22 +88,56 @@ FILES: dict[str, tuple[Callable[[Path], object] | bytes, str]] = {
 }  # fmt: skip
 
 
+_SERVE_EACH = """
+import os, sys
+import tunneltcp.cli.main, tunneltcp.cli.run
+for folder in sys.argv[1:]:
+    if os.fork() == 0:
+        os.chdir(folder)
+        os.dup2(os.open("said", os.O_WRONLY | os.O_CREAT), 2)
+        folders = [f"--{name}-dir={folder}/{name}" for name in ("run", "state", "log")]
+        sys.argv[1:] = ["server", f"{folder}/config.json", *folders]
+        tunneltcp.cli.main.main()
+    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, Path]]:
+    """What each of those files led to, and the folder: all in one process, which forks."""
+    folders = []
+    for number, (content, _problem) in enumerate(FILES.values()):
+        folder = tmp_path_factory.mktemp(f"file{number}")
+        path = folder / "config.json"
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            content(path)
+        folders.append(folder)
+    done = subprocess.run(
+        [sys.executable, "-c", _SERVE_EACH, *map(str, folders)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+    )
+    codes = map(int, done.stdout.split())
+    return dict(zip(FILES, zip(codes, folders, strict=True), strict=True))
+
+
 @pytest.mark.parametrize("kind", FILES)
-def test_a_config_that_is_none(kind: str, tmp_path: Path) -> None:
+def test_a_config_that_is_none(kind: str, served: dict[str, tuple[int, Path]]) -> None:
     """``server`` and ``check`` say the same line, and nothing was begun."""
-    content, problem = FILES[kind]
-    path = tmp_path / "config.json"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        content(path)
-    folders = [f"--{name}-dir={tmp_path / name}" for name in ("run", "state", "log")]
-    (said,) = refused(["server", str(path), *folders])
+    code, folder = served[kind]
+    path = folder / "config.json"
+    (said,) = (folder / "said").read_text().splitlines()
+    assert code == 2
     assert said.startswith(f"tunneltcp: {path}: ")
-    assert problem in said
+    assert FILES[kind][1] in said
     checked = CliRunner().invoke(main, ["check", str(path), "--role", "server"])
     assert (checked.exit_code, checked.stderr) == (2, f"{said}\n")
-    assert not (tmp_path / "run").exists()
+    assert not (folder / "run").exists()
 
 
 @contextmanager

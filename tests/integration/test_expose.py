@@ -152,8 +152,13 @@ def server(ports: list[int], tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture(autouse=True)
 def _link_gone_before(server: Master, ports: list[int]) -> None:
-    """Each test begins without the one before."""
-    wait_until(lambda: not any(server.link_up(port) for port in ports), 5)
+    """Each test begins without the one before, and without visitors of that who still wait."""
+
+    def is_alone(port: int) -> bool:
+        tunnel = server.tunnel(port)
+        return tunnel["link"]["state"] == "down" and not tunnel["visitors"]
+
+    wait_until(lambda: all(map(is_alone, ports)), 10)
 
 
 def echo(port: int, data: bytes = b"hello") -> None:

@@ -56,6 +56,8 @@ def test_json_has_the_promised_fields(pair: TunnelPair, target: int, role: str) 
         wait_until(lambda: master.tunnel(pair.port)["visitors"] == 1, 3)
         wait_until(lambda: master.tunnel(pair.port)["link"]["rtt_ms"] is not None, 6)
         wait_until(lambda: master.tunnel(pair.port)["cpu"] is not None, 6)
+        # A worker writes down what moved when it comes to rest, not byte by byte.
+        wait_until(lambda: master.tunnel(pair.port)["bytes_out"] >= 5, 3)
         status = by_command(master)
 
     assert status["role"] == role

@@ -147,7 +147,8 @@ def tunnels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tunnels]:
     folder = tmp_path_factory.mktemp("interop")
     ports = dict(zip(names, free_ports(len(names)), strict=True))
     tunnels = [{"remote_port": port, "name": name} for name, port in ports.items()]
-    config = {"tunnels": tunnels, "auth": "none"}
+    # Streams that a test has left behind are not waited for at the end.
+    config = {"tunnels": tunnels, "auth": "none", "drain": 0}
     with listener() as target, Master("server", config, folder / "server") as master:
         where = f"127.0.0.1:{target.getsockname()[1]}"
         with Program(ports["manual"], folder, "--target", where) as program:

@@ -244,7 +244,7 @@ class ShortOfMemory(TwoEnds):
     left_bytes = st.sampled_from([16 << 10, 32 << 10, 64 << 10])
 
 
-@pytest.mark.timeout(300)  # a hundred long examples, on a machine that may be busy
+@pytest.mark.timeout(300)  # long examples, on a machine that may be busy
 @pytest.mark.parametrize("machine", [TwoEnds, ShortOfMemory])
 def test_two_ends(machine):
     run_state_machine_as_test(

@@ -15,7 +15,7 @@ from tunneltcp.control.context import Role
 from tunneltcp.log import write_if_room
 from tunneltcp.master.folders import run_base
 from tunneltcp.master.process import ProcessState
-from tunneltcp.master.requests import ranges
+from tunneltcp.text import ranges
 
 if TYPE_CHECKING:
     from pathlib import Path

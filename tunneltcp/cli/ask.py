@@ -20,8 +20,13 @@ import click
 
 from tunneltcp.control.codec import FrameDecoder, encode_frame
 from tunneltcp.errors import ControlChannelError, ExitCode, TunnelError
-from tunneltcp.master.control_socket import short_address
-from tunneltcp.master.folders import CONTROL_SOCKET, instance_problem, locked_pid, run_base
+from tunneltcp.master.folders import (
+    CONTROL_SOCKET,
+    instance_problem,
+    locked_pid,
+    run_base,
+    short_address,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,7 +16,7 @@ from tunneltcp.config.model import PORTS, TOP_SETTINGS, TUNNEL_SETTINGS
 from tunneltcp.config.token_files import place_warning
 from tunneltcp.config.tokens import TokenPlace
 from tunneltcp.errors import ConfigError, ExitCode
-from tunneltcp.master.requests import ranges
+from tunneltcp.text import ranges
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

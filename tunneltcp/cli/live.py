@@ -24,7 +24,7 @@ from rich.text import Text
 
 from tunneltcp.cli.units import show_bytes, show_duration, show_visitors
 from tunneltcp.config.model import DEFAULT_DRAIN_SECONDS
-from tunneltcp.log import escape
+from tunneltcp.text import escape
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -19,8 +19,8 @@ from tunneltcp.cli.ask import ask_all, fail, instance_options
 from tunneltcp.cli.masters import complete_port
 from tunneltcp.cli.pause import pause_while_read, until_interrupted
 from tunneltcp.errors import ConfigError, ExitCode
-from tunneltcp.log import escape
 from tunneltcp.master.folders import find_folders
+from tunneltcp.text import escape
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

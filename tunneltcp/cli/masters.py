@@ -14,7 +14,7 @@ import click
 
 from tunneltcp.cli.ask import Refused, ask, ask_all, fail, find_run_folders
 from tunneltcp.errors import ExitCode, TunnelError
-from tunneltcp.master.requests import ranges
+from tunneltcp.text import ranges
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,8 +17,7 @@ from tunneltcp.cli.ask import Refused, ask, fail, instance_options
 from tunneltcp.cli.masters import find_master, find_tunnel, port_argument
 from tunneltcp.cli.pause import pause
 from tunneltcp.errors import ExitCode, TunnelError
-from tunneltcp.log import escape
-from tunneltcp.master.requests import ranges
+from tunneltcp.text import escape, ranges
 
 if TYPE_CHECKING:
     from collections.abc import Callable

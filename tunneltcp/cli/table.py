@@ -11,8 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tunneltcp.cli.units import show_bytes, show_duration
-from tunneltcp.log import escape
-from tunneltcp.master.requests import ranges
+from tunneltcp.text import escape, ranges
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

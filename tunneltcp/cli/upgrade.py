@@ -12,8 +12,7 @@ from tunneltcp.cli.ask import NotRunning, Refused, ask, fail, instance_options
 from tunneltcp.cli.masters import complete_port, find_master, find_tunnel
 from tunneltcp.cli.pause import pause
 from tunneltcp.errors import ExitCode, TunnelError
-from tunneltcp.log import escape
-from tunneltcp.master.requests import ranges
+from tunneltcp.text import escape, ranges
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from loguru import logger
@@ -17,15 +17,16 @@ from loguru import logger
 from tunneltcp.control.codec import FrameDecoder, encode_frame
 from tunneltcp.errors import ControlChannelError
 from tunneltcp.log import Throttle
+from tunneltcp.master.folders import short_address
 from tunneltcp.net.loop import READ, WRITE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from tunneltcp.net.loop import Loop
 
-__all__ = ["ControlSocket", "short_address"]
+__all__ = ["ControlSocket"]
 
 _MAX_CONNECTIONS: Final = 16
 """People and scripts that ask at one time."""
@@ -36,22 +37,6 @@ _DEADLINE_SECONDS: Final = 5.0
 _MAX_REQUEST_BYTES: Final = 64 * 1024
 _PAUSE_SECONDS: Final = 1.0
 """Out of descriptors: look again after this instead of spinning."""
-
-_MAX_ADDRESS_BYTES: Final = 107
-"""What fits into a sockaddr_un, and its zero."""
-
-
-@contextmanager
-def short_address(path: Path) -> Iterator[str]:
-    """Give a name for a socket that fits into an address, however long its path is."""
-    if len(os.fsencode(path)) <= _MAX_ADDRESS_BYTES:
-        yield str(path)
-        return
-    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{folder}/{path.name}"
-    finally:
-        os.close(folder)
 
 
 class ControlSocket:

@@ -15,13 +15,16 @@ import os
 import re
 import stat
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tunneltcp.config.state import state_base
 from tunneltcp.errors import ConfigError, MasterRunning
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = [
     "CONTROL_SOCKET",
@@ -33,10 +36,14 @@ __all__ = [
     "make_folders",
     "make_log_folder",
     "run_base",
+    "short_address",
 ]
 
 CONTROL_SOCKET: Final = "control.sock"
 """Name of the control socket in the run folder."""
+
+_MAX_ADDRESS_BYTES: Final = 107
+"""What fits into a sockaddr_un, and its zero."""
 
 _LOCK_FILE: Final = "master.pid"
 _INSTANCE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -249,3 +256,16 @@ def _is_there(pid: int) -> bool:
 def _read_pid(fd: int) -> int | None:
     text = os.pread(fd, 32, 0).strip()
     return int(text) if text.isdigit() else None
+
+
+@contextmanager
+def short_address(path: Path) -> Iterator[str]:
+    """Give a name for a socket that fits into an address, however long its path is."""
+    if len(os.fsencode(path)) <= _MAX_ADDRESS_BYTES:
+        yield str(path)
+        return
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)

@@ -18,7 +18,7 @@ from loguru import logger
 from tunneltcp.errors import ConfigError
 from tunneltcp.master.changes import compare
 from tunneltcp.master.reading import read_config_later
-from tunneltcp.master.requests import ranges
+from tunneltcp.text import ranges
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from loguru import logger
 
+from tunneltcp.text import ranges
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from tunneltcp.master.master import Master
     from tunneltcp.master.tunnel import Tunnel
     from tunneltcp.master.tunnel_set import TunnelSet
 
-__all__ = ["answer_request", "ranges"]
+__all__ = ["answer_request"]
 
 _MAX_ADDRESS: Final = 64
 """Characters of a visitor's address."""
@@ -97,14 +99,3 @@ def _kick(request: dict[str, Any]) -> dict[str, Any] | None:
         case {"all": True}:
             return {"type": "kick", "all": True}
     return None
-
-
-def ranges(ports: Sequence[int]) -> str:
-    """Return ports in order, with runs shortened: 60001-60003, 60007."""
-    runs: list[list[int]] = []
-    for port in sorted(set(ports)):
-        if runs and port == runs[-1][1] + 1:
-            runs[-1][1] = port
-        else:
-            runs.append([port, port])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)

@@ -16,7 +16,7 @@ from tunneltcp.control.counters import Counter, LinkState
 from tunneltcp.master.process import ProcessState
 from tunneltcp.master.progress import CANARY, DONE, FAILED, REPLACING
 from tunneltcp.master.report import UPGRADED
-from tunneltcp.master.requests import ranges
+from tunneltcp.text import ranges
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

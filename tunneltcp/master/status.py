@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tunneltcp.control.counters import Counter, LinkState
 from tunneltcp.log import dropped_lines
 from tunneltcp.master.report import stamp
-from tunneltcp.master.requests import ranges
+from tunneltcp.text import ranges
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

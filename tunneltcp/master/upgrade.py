@@ -23,7 +23,7 @@ from tunneltcp import __version__
 from tunneltcp.master.again import check_program
 from tunneltcp.master.handover import Descriptors, write_handover
 from tunneltcp.master.progress import CHECKING, HANDING_OVER, REFUSED, Progress
-from tunneltcp.master.requests import ranges
+from tunneltcp.text import ranges
 
 if TYPE_CHECKING:
     from tunneltcp.master.again import Again

@@ -16,21 +16,22 @@ import os
 import socket
 import time
 from contextlib import ExitStack, closing, suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from tunneltcp.control.context import MEMORY_BYTES, Role, WorkerContext
 from tunneltcp.control.counters import COUNTERS_BYTES
 from tunneltcp.net.sockopt import prepare_listener
 from tunneltcp.protocol.preface import port_key
+from tunneltcp.workers.base import Worker
 from tunneltcp.workers.client import ClientWorker
 from tunneltcp.workers.server import ServerWorker
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tunneltcp.workers.base import Worker
-
 __all__ = ["warm_up"]
+
+W = TypeVar("W", bound=Worker)
 
 LINKS: Final = 12
 """Links made one after the other: the interpreter looks at code again after eight calls."""
@@ -84,7 +85,7 @@ class _Tunnel:
         os.ftruncate(fd, size)
         return fd
 
-    def _begin(self, side: type[Worker], role: Role, listener: int | None) -> Worker:
+    def _begin(self, side: type[W], role: Role, listener: int | None) -> W:
         tls = self._certificate_fd >= 0
         shows = tls and role is Role.SERVER
         master, channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -135,6 +136,7 @@ class _Tunnel:
         for worker in (self._client, self._server):
             if worker.link is not None:
                 worker.link.lose("warming up")
+        self._client.dial_anew()  # without the pause for links that die young one by one
         while self._server.link is None or self._client.link is None:
             self._turn()
 

@@ -99,3 +99,19 @@ def test_the_master_stays_lean():
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.stdout == "[]\n"
+
+
+def test_asking_stays_leaner_still():
+    """Who runs ``status`` in a script each second should not pay for a log and its friends."""
+    code = (
+        "import sys; import tunneltcp.cli.main as main; "
+        "[main.main.get_command(None, name) for name in"
+        " ('status', 'who', 'logs', 'restart', 'token', 'check', 'upgrade')]; "
+        "large = {'loguru', 'asyncio', 'psutil', 'rich', 'ssl', 'tunneltcp.log'}; "
+        "print(sorted(large & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.stdout == "[]\n"

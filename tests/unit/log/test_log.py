@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from loguru import logger
 
 from tunneltcp import log
-from tunneltcp.log import Throttle, dropped_lines, escape, setup_log, write_if_room
+from tunneltcp.log import Throttle, dropped_lines, setup_log, write_if_room
+from tunneltcp.text import escape
 
 if TYPE_CHECKING:
     from pathlib import Path
