@@ -244,7 +244,7 @@ class Flight:
 
     @property
     def _queue_seconds(self) -> float:
-        if self.round_trip < NEAR_SECONDS:
+        if self._smallest < NEAR_SECONDS:
             return NEAR_QUEUE_SECONDS
         return max(QUEUE_SECONDS, self.round_trip / LITTLE_PART)
 
