@@ -74,6 +74,19 @@ def run_tunneltcp(
     )
 
 
+def run_python(code: str) -> str:
+    """Run a program of a few words in an interpreter of its own; return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+    )
+    return done.stdout
+
+
 class Master:
     """One master process with folders of its own.
 

@@ -43,8 +43,8 @@ MORE_SPANS: Final = 6
 PING_SECONDS: Final = 0.005
 """Time between two PINGs under a bound, and so the size of a batch, which nothing overtakes."""
 QUEUE_SECONDS: Final = 0.012
-"""A queue shorter than that is left alone, as long as the bound itself leaves it standing; one
-longer is not: a home router's may have no more than 20 ms of room, and drops packets then."""
+"""A queue shorter than that is left alone: the bound itself leaves about as much. One longer is
+not: a home router's may have no more than 20 ms of room, and drops packets then."""
 NEAR_SECONDS: Final = 0.005
 """A path whose smallest round trip is shorter than that is this machine or a data centre ..."""
 NEAR_QUEUE_SECONDS: Final = 0.030

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 from click.testing import CliRunner
 
+from tests.support.processes import run_python
 from tunneltcp.cli import expose
 from tunneltcp.cli.elsewhere import linux_only
 from tunneltcp.cli.expose import parse_exposure
 from tunneltcp.cli.main import main
 from tunneltcp.errors import ConfigError
-
-ROOT = Path(__file__).parents[3]
 
 
 def parsed(words: str, to: str) -> tuple[str, list[tuple[str, int, int]]]:
@@ -117,11 +111,7 @@ def test_one_tunnel_loads_nothing_of_a_master():
         "print([m for m in sys.modules if m.startswith('tunneltcp.master')"
         " or m in ('tunneltcp.cli.run', 'tunneltcp.workers.server', 'tunneltcp.workers.warm')])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert done.stdout == "[]\n"
+    assert run_python(code) == "[]\n"
 
 
 @pytest.mark.parametrize("words", [[], ["x.json", "--server", "a"], ["--help"]])

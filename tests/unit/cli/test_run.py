@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from tests.support.processes import run_python
 from tunneltcp import __version__
 from tunneltcp.cli import main as cli_main
 from tunneltcp.cli import run as cli_run
@@ -94,11 +95,7 @@ def test_the_master_stays_lean():
         " 'multiprocessing', 'concurrent') or m.startswith('tunneltcp.workers')"
         " or m.startswith('tunneltcp.relay')))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert done.stdout == "[]\n"
+    assert run_python(code) == "[]\n"
 
 
 def test_asking_stays_leaner_still():
@@ -110,8 +107,4 @@ def test_asking_stays_leaner_still():
         "large = {'loguru', 'asyncio', 'psutil', 'rich', 'ssl', 'tunneltcp.log'}; "
         "print(sorted(large & set(sys.modules)))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert done.stdout == "[]\n"
+    assert run_python(code) == "[]\n"
