@@ -12,14 +12,13 @@ import signal
 import socket
 import statistics
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.apps import Apps, request
 from tests.support.instants import Instant
-from tests.support.leaks import children
+from tests.support.leaks import keepers
 from tests.support.pattern import PatternChecker
 from tests.support.processes import Master, TunnelPair, alive
 from tests.support.require import is_long
@@ -279,13 +278,8 @@ def test_a_reset_stays_a_reset(tunnels: Tunnels, side: str) -> None:
 
 def keeper_of(master: Master, port: int) -> int:
     """Find the keeper of a worker by its title."""
-    found = [
-        pid
-        for pid in children(master.pid)
-        if f"keeper of {port}" in Path(f"/proc/{pid}/cmdline").read_text()
-    ]
-    assert len(found) == 1, found
-    return found[0]
+    (found,) = keepers(master.pid, port)
+    return found
 
 
 @pytest.mark.parametrize("side", SIDES)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.apps import Apps
+from tests.support.leaks import keepers
 from tests.support.processes import Master, TunnelPair
 from tests.support.require import is_long, require_ability, require_root
 from tests.support.visitors import Load
@@ -50,15 +51,24 @@ ALONE = Bounds(8_500_000, 400_000_000)
 MERGED = Bounds(4_500_000, 200_000_000)
 """Above the goals (a worker: 3 MB; a side: 150 MB), with room for what is not merged
 yet. docs/decisions/0006 and 0009 have the figures."""
+KEEPER_BYTES = 800_000
+"""What a keeper has for itself alone (0.5 MB, and 1.6 without a zygote)."""
+KEEPER_SHARE_BYTES = 1_000_000
+"""With its part of what all processes of 50 tunnels have in common."""
 REST_SECONDS = 30.0
+
+
+def memory(pid: int, kind: str) -> int:
+    """Some kind of a process's memory, bytes; see proc(5)."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith(f"{kind}:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError(f"no line for {kind}")
 
 
 def pss(pid: int) -> int:
     """A process's share of memory, bytes."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError("no Pss line")
+    return memory(pid, "Pss")
 
 
 def share_of(master: Master) -> int:
@@ -122,6 +132,16 @@ def check(pair: TunnelPair, bounds: Bounds, seconds: float) -> None:
         )
 
 
+def check_keepers(pair: TunnelPair) -> None:
+    """Look at all keepers; what they have does not change while they sleep."""
+    for master in (pair.server, pair.client):
+        found = keepers(master.pid)
+        assert len(found) == TUNNELS
+        assert max(memory(pid, "Private_Dirty") for pid in found) < KEEPER_BYTES
+        if is_long():
+            assert max(pss(pid) for pid in found) < KEEPER_SHARE_BYTES
+
+
 def test_many_tunnels_after_many_visitors_each(apps: Apps, tmp_path: Path) -> None:
     targets = [apps.add("pattern")] * TUNNELS
     # Of no effect while the kernel may not. Never the other way round: what is taken apart
@@ -135,6 +155,7 @@ def test_many_tunnels_after_many_visitors_each(apps: Apps, tmp_path: Path) -> No
             for port in ports:
                 assert load.finish(f"{port}", 60).outcomes == {"ok": VISITORS}
         check(pair, ALONE, REST_SECONDS)
+        check_keepers(pair)
         require_root()
         require_ability(None if (KSM / "run").exists() else "this kernel has no KSM")
         with merging():

@@ -92,7 +92,7 @@ class TestNobodyHoldsIt:
     def check(self, *masters: Master) -> None:
         for master in masters:
             pids = family(master)
-            assert len(pids) == 3, "a master, its worker, and the keeper of that"
+            assert len(pids) == 4, "a master, its zygote and worker, and the keeper of that"
             for pid in pids:
                 assert where_it_is(pid) == [], f"{master}: process {pid}"
             text = master.log_text() + master.stderr() + str(master.status())

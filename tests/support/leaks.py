@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ __all__ = [
     "descendants",
     "end_orphan",
     "expected_children",
+    "keepers",
+    "zygote_of",
 ]
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -58,6 +61,34 @@ def descendants(pid: int) -> set[int]:
         wave = {child for child, parent in parents.items() if parent in wave} - found
         found |= wave
     return found
+
+
+def keepers(master: int, port: int | str = "") -> list[int]:
+    """The pids of a master's keepers, or of those of one port."""
+    return [child for child in children(master) if f"keeper of {port}" in _name(child)]
+
+
+def zygote_of(master: int) -> int:
+    """The pid of a master's zygote, as soon as it is called so.
+
+    Raises:
+        AssertionError: If it has none.
+    """
+
+    def zygotes() -> list[int]:
+        # What it forks has its title too at first, but not its age.
+        named = [child for child in children(master) if ": zygote (" in _name(child)]
+        return sorted(named, key=_began)
+
+    return wait_until(zygotes, 5, "it has a zygote")[0]
+
+
+def _began(pid: int) -> int:
+    """When a process began, ticks since the system did; see proc(5)."""
+    with suppress(OSError):
+        stat = Path(f"/proc/{pid}/stat").read_text()
+        return int(stat[stat.rindex(")") + 2 :].split()[19])
+    return sys.maxsize
 
 
 def _name(pid: int) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 __all__ = [
@@ -133,3 +133,26 @@ class WorkerContext:
     """Bytes a second that it sends over its link at most; 0: no limit."""
     congestion: str = "system"
     """Congestion control of the link; "system": whatever the kernel chooses."""
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """All descriptors that are named here, first ``keeper_fd`` if there is one."""
+        needed = (self.channel_fd, self.counters_fd, self.memory_fd)
+        given = (self.keeper_fd, self.keys_fd, self.certificate_fd)
+        some = (*needed, *self.listener_fds, *self.old_keeper_fds)
+        return (*(fd for fd in given if fd >= 0), *some)
+
+    def renumbered(self, fds: Sequence[int]) -> WorkerContext:
+        """Return the same with other numbers: ``fds`` in the place of :attr:`fds`."""
+        new = dict(zip(self.fds, fds, strict=True))
+        return replace(
+            self,
+            listener_fds=tuple(new[fd] for fd in self.listener_fds),
+            old_keeper_fds=tuple(new[fd] for fd in self.old_keeper_fds),
+            channel_fd=new[self.channel_fd],
+            counters_fd=new[self.counters_fd],
+            memory_fd=new[self.memory_fd],
+            keys_fd=new.get(self.keys_fd, -1),
+            certificate_fd=new.get(self.certificate_fd, -1),
+            keeper_fd=new.get(self.keeper_fd, -1),
+        )

@@ -50,6 +50,14 @@ class Children:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
+    def end(self, pid: int) -> None:
+        """Kill a child and reap it now; only for one that holds nothing, for this waits."""
+        self.kill(pid)
+        if pid in self._known:
+            with suppress(ChildProcessError):
+                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        self._reap_one(pid)
+
     def abort(self, pid: int) -> None:
         """End a child that hangs: it says where it is first, if it still can."""
         self.kill(pid, signal.SIGABRT)

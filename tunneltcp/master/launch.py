@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tunneltcp.master.channel import WorkerChannel
-from tunneltcp.master.spawn import fork_worker
 from tunneltcp.master.surroundings import WorkerFds
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ def launch(
     )
     try:
         context = keepers.equip(around.make_context(config, fds))
-        pid = fork_worker(context, around.worker_main, around.maps)
+        pid = around.fork_worker(context)
     except OSError:
         keepers.forked(failed=True)
         channel.close()

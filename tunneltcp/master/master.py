@@ -54,6 +54,7 @@ from tunneltcp.master.surroundings import Surroundings
 from tunneltcp.master.tunnel_set import TunnelSet
 from tunneltcp.master.upgrade import Upgrader
 from tunneltcp.master.watchdog import Watchdog
+from tunneltcp.master.zygote import Zygote
 from tunneltcp.net.loop import Loop
 
 if TYPE_CHECKING:
@@ -115,7 +116,6 @@ class Master:
         self.tunnels: list[Tunnel] = []
         self.tunnel_set: TunnelSet
         self.identity = Identity()
-        self._worker_main = worker_main
         self._warm_up = warm_up
         self._announce: Callable[[Master], None] | None = announce
         self._log_to_stderr = log_to_stderr
@@ -135,6 +135,7 @@ class Master:
         self._watchdog: Watchdog | None = None
         self._throttle = Throttle(max_kinds=16)
         self._maps: list[memoryview] = []
+        self._zygote = Zygote(self._children, worker_main, self._maps, role, instance)
         self._stopping = Stopping(self._loop, self._children, self._helpers, self.tunnels)
 
     def run(self) -> int:
@@ -174,6 +175,7 @@ class Master:
                 self._go_on_as_new_code(self._legacy, signals)
             self._turn_until_done()
         finally:
+            self._zygote.end()
             self._stopping.make_sure()
             for part in (self._watchdog, self._monitor, self._control, self._signals):
                 if part is not None:
@@ -197,7 +199,7 @@ class Master:
             {
                 signal.SIGTERM: lambda: self._handle_stop("SIGTERM"),
                 signal.SIGINT: lambda: self._handle_stop("SIGINT"),
-                signal.SIGHUP: self._handle_hangup,
+                signal.SIGHUP: lambda: self.reloader.reload(lambda _answer: None),
                 signal.SIGCHLD: self._handle_child,
             },
         )
@@ -217,7 +219,7 @@ class Master:
         )
         self._monitor = Monitor(self._loop, self.tunnels, Budgets(lambda: self._budget).check)
         self._watchdog = Watchdog(self._loop, self._children, self.tunnels)
-        self.upgrader.surround(signals, self._control, self._helpers)
+        self.upgrader.surround(signals, self._control, self._helpers, self._zygote)
         self._start(before)
         return signals
 
@@ -238,7 +240,7 @@ class Master:
             drain_seconds=self.config.drain_seconds,
             secrets=self._secrets,
             make_context=self._make_context,
-            worker_main=self._worker_main,
+            fork_worker=self._zygote.fork_worker,
             maps=self._maps,
             generation=self.identity.generation,
         )
@@ -253,6 +255,7 @@ class Master:
         log.bind(version=__version__).info("master {} {} tunnels", how, len(self.tunnels))
         self._be_warm()
         freeze()
+        self._zygote.begin()
         self._loop.on_turn = self._on_turn
         self._start_some()
         self._loop.call_later(_ANNOUNCE_SECONDS, self._say_ready)
@@ -323,9 +326,6 @@ class Master:
             self.upgrader.cancel()
             self.tunnel_set.unstarted.clear()
         self._stopping.begin(name, self.config.drain_seconds)
-
-    def _handle_hangup(self) -> None:
-        self.reloader.reload(lambda _answer: None)
 
     def _handle_child(self) -> None:
         strangers = self._children.reap()

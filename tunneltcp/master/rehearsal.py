@@ -56,7 +56,7 @@ def rehearse(
             drain_seconds=config.drain_seconds,
             secrets=secrets,
             make_context=not_in_earnest,
-            worker_main=not_in_earnest,
+            fork_worker=not_in_earnest,
             maps=[],
         )
         TunnelSet([], around, StoppedPorts(folders.state)).go_on(state["tunnels"])

@@ -1,4 +1,4 @@
-"""The one place that forks, and what a child does before it is anything.
+"""Forking, and what a child does before it is anything.
 
 Theory of operation
 -------------------
@@ -21,6 +21,7 @@ import os
 import signal
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -31,7 +32,7 @@ from tunneltcp.control.keys import read_keys
 from tunneltcp.control.privileges import become, protect_process
 from tunneltcp.errors import ExitCode
 from tunneltcp.log import access_path, setup_log
-from tunneltcp.net.keeper import start_keeper
+from tunneltcp.net.keeper import clone_keeper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -43,12 +44,19 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_ANSWER_BYTES",
+    "be_worker",
+    "begin_child",
+    "fork",
     "fork_helper",
     "fork_program",
     "fork_worker",
     "freeze",
+    "keeper_of",
+    "make_keeper",
     "merge_memory",
+    "point_at",
     "run_helper",
+    "unmap",
 ]
 
 MAX_ANSWER_BYTES: Final = 60_000
@@ -90,7 +98,7 @@ def merge_memory() -> None:
 def fork_worker(
     context: WorkerContext, worker_main: WorkerMain, maps: Iterable[memoryview]
 ) -> int:
-    """Fork a worker and return its pid.
+    """Fork a worker from this process and return its pid.
 
     Args:
         context: What it is born with; of all descriptors it keeps those named there.
@@ -100,18 +108,29 @@ def fork_worker(
     Raises:
         OSError: If there can be no further process now.
     """
-    pid, mask = _fork()
-    if pid:
-        return pid
+    pid, mask = fork()
+    if pid == 0:
+        be_worker(partial(_born, context, maps), worker_main, mask)
+    return pid
+
+
+def be_worker(
+    take: Callable[[], WorkerContext],
+    worker_main: WorkerMain,
+    mask: SignalMask,
+) -> NoReturn:
+    """Be a worker, in a child that was just forked with all signals blocked.
+
+    Args:
+        take: Makes its keeper, if it is to have one, and then returns what it is born with.
+        worker_main: See :func:`fork_worker`.
+        mask: The signals that stay blocked.
+    """
     code: int = ExitCode.CRASH
     try:
-        _unmap(maps)
-        fds = [context.channel_fd, context.counters_fd, context.memory_fd]
-        given = (context.keys_fd, context.certificate_fd, context.keeper_fd)
-        fds += [fd for fd in (*given, *context.old_keeper_fds) if fd >= 0]
+        context = take()
         log_path = _log_path(context)
-        _begin_child(context.master_pid, (*context.listener_fds, *fds), mask, context.run_as)
-        context = _with_keeper(context)
+        begin_child(context.master_pid, context.fds, mask, context.run_as)
         _reopen_standard(log_path)
         setup_log(
             log_path,
@@ -140,13 +159,29 @@ def _log_path(context: WorkerContext) -> Path:
     return path
 
 
-def _with_keeper(context: WorkerContext) -> WorkerContext:
-    """Have a keeper before there is any memory of our own, which it would get a copy of."""
-    if context.crash_safe:
-        with suppress(OSError):  # the worker tries again, and says why not
-            title = f"tunneltcp {context.role.value}: keeper of {context.port}"
-            return replace(context, keeper_pid=start_keeper(context.keeper_fd, title))
-    return context
+def _born(context: WorkerContext, maps: Iterable[memoryview]) -> WorkerContext:
+    unmap(maps)
+    return replace(context, keeper_pid=make_keeper(*keeper_of(context)))
+
+
+def keeper_of(context: WorkerContext) -> tuple[int, str, tuple[int, int] | None]:
+    """Return what :func:`make_keeper` is to be given for this worker."""
+    title = f"tunneltcp {context.role.value}: keeper of {context.port}"
+    return context.keeper_fd, title, context.run_as
+
+
+def make_keeper(fd: int, title: str, run_as: tuple[int, int] | None) -> int:
+    """Have a keeper, for a worker that was just forked; return its pid, or 0.
+
+    This comes first of all: whatever page is written to before is one more that the keeper has
+    for itself.
+    """
+    if fd < 0:
+        return 0
+    try:
+        return clone_keeper(fd, title, partial(become, *run_as) if run_as else None)
+    except OSError:
+        return 0  # the worker tries again, and says why not
 
 
 def _with_keys(context: WorkerContext) -> WorkerContext:
@@ -201,7 +236,7 @@ def fork_helper(
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     master_pid = os.getpid()
     try:
-        pid, mask = _fork()
+        pid, mask = fork()
     except OSError:
         os.close(reader)
         os.close(writer)
@@ -223,8 +258,8 @@ def _help(
     code: int = ExitCode.CRASH
     try:
         signal.alarm(deadline_seconds)
-        _begin_child(master_pid, keep, mask, run_as)
-        _point_at(os.open(os.devnull, os.O_RDWR), (0, 1, 2))
+        begin_child(master_pid, keep, mask, run_as)
+        point_at(os.open(os.devnull, os.O_RDWR), (0, 1, 2))
         answer = orjson.dumps(work())
         if len(answer) <= MAX_ANSWER_BYTES:
             os.write(keep[0], answer)
@@ -253,13 +288,13 @@ def fork_program(
         OSError: If there can be no further process now.
     """
     master_pid = os.getpid()
-    pid, mask = _fork()
+    pid, mask = fork()
     if pid:
         return pid
     try:
         signal.alarm(deadline_seconds)
-        _begin_child(master_pid, (output, *keep), mask)
-        _point_at(os.open(os.devnull, os.O_RDWR), (0,))
+        begin_child(master_pid, (output, *keep), mask)
+        point_at(os.open(os.devnull, os.O_RDWR), (0,))
         for number in (1, 2):
             os.dup2(output, number)
         for fd in keep:
@@ -271,7 +306,7 @@ def fork_program(
         os._exit(ExitCode.CRASH)
 
 
-def _fork() -> tuple[int, SignalMask]:
+def fork() -> tuple[int, SignalMask]:
     """Fork with all signals blocked; the parent's are let through again.
 
     This is fork(2) and not ``os.fork``: that one also calls what libraries want called in a
@@ -291,7 +326,7 @@ def _fork() -> tuple[int, SignalMask]:
     return pid, mask
 
 
-def _begin_child(
+def begin_child(
     master_pid: int,
     keep: Sequence[int],
     mask: SignalMask,
@@ -315,7 +350,7 @@ def _begin_child(
     _reset_signals(mask)
 
 
-def _unmap(maps: Iterable[memoryview]) -> None:
+def unmap(maps: Iterable[memoryview]) -> None:
     """Let go of the master's mappings; each holds a descriptor too, so before closing."""
     for counters in maps:
         memory = counters.obj
@@ -356,7 +391,8 @@ def _reopen_standard(log_path: object) -> None:
         os.close(fd)
 
 
-def _point_at(fd: int, standard: Sequence[int]) -> None:
+def point_at(fd: int, standard: Sequence[int]) -> None:
+    """Have ``fd`` under these numbers, and no other."""
     for number in standard:
         os.dup2(fd, number)
     if fd not in standard:

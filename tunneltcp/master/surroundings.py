@@ -52,7 +52,8 @@ class Surroundings:
     drain_seconds: float
     secrets: PortSecrets
     make_context: Callable[[TunnelConfig, WorkerFds], WorkerContext]
-    worker_main: Callable[[WorkerContext], int]
+    fork_worker: Callable[[WorkerContext], int]
+    """Makes a process of it and returns its pid; raises OSError if there can be none."""
     maps: list[memoryview]
     """All mappings of counters, for a child to let go of."""
     generation: int = 1

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tunneltcp.master.helpers import Helpers
     from tunneltcp.master.master import Master
     from tunneltcp.master.signals import SignalQueue
+    from tunneltcp.master.zygote import Zygote
     from tunneltcp.net.loop import Loop, Timer
 
 __all__ = ["Upgrader", "answer_of"]
@@ -60,6 +61,7 @@ class Upgrader:
     _signals: SignalQueue
     _control: ControlSocket
     _helpers: Helpers
+    _zygote: Zygote
 
     def __init__(
         self,
@@ -85,9 +87,11 @@ class Upgrader:
         signals: SignalQueue,
         control: ControlSocket,
         helpers: Helpers,
+        zygote: Zygote,
     ) -> None:
-        """Know what must be quiet before another program can go on; before all else."""
+        """Know what must be quiet, or gone, before another program can go on; first of all."""
         self._signals, self._control, self._helpers = signals, control, helpers
+        self._zygote = zygote
 
     def begin(self, canary: int | None) -> dict[str, Any]:
         """Begin; return the answer to who wants it."""
@@ -199,6 +203,7 @@ class Upgrader:
         try:
             if self._master.is_stopping or self._master.reloader.is_busy:
                 return False
+            self._zygote.end()  # it forks the old code; without a successor another is made
             fd, numbers = self._written()
             try:
                 self._again.take_over(fd, numbers)

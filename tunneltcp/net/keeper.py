@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import gc
 import os
-import platform
 import socket
 import sys
 from contextlib import suppress
@@ -27,19 +27,18 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from setproctitle import setproctitle
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from tunneltcp.net.clone import CLONE_FILES, CLONE_PARENT, clone
 
-__all__ = ["DONE", "LEAVE", "PACKET_FDS", "start_keeper"]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["DONE", "LEAVE", "PACKET_FDS", "clone_keeper", "start_keeper"]
 
 DONE: Final = b"done"
 LEAVE: Final = b"leave"
 PACKET_FDS: Final = 250
 """Descriptors in one packet; the kernel takes 253."""
 
-_CLONE_FILES: Final = 0x400
-_CLONE_PARENT: Final = 0x8000
-_SYS_CLONE: Final = {"x86_64": 56, "aarch64": 220, "riscv64": 220}.get(platform.machine())
 _COMMAND_BYTES: Final = 32
 
 if sys.platform == "linux":
@@ -53,39 +52,43 @@ def start_keeper(fd: int, title: str) -> int:
     Raises:
         OSError: If the system does not do it (then this worker's sockets die with it).
     """
-    if sys.platform == "linux" and _SYS_CLONE is not None:
+    if sys.platform == "linux":
         import signal
 
         # It never lets them through again: a signal to all processes of a group is not for it.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        pid: int = _libc.syscall(
-            _SYS_CLONE, _CLONE_FILES | _CLONE_PARENT | signal.SIGCHLD, 0, 0, 0, 0
-        )
+        try:
+            return clone_keeper(fd, title)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    raise OSError(errno.ENOSYS, "this system has no keepers")
+
+
+def clone_keeper(fd: int, title: str, prepare: Callable[[], None] | None = None) -> int:
+    """Make a keeper where all signals are blocked; ``prepare`` is what it does first.
+
+    Raises:
+        OSError: As in :func:`start_keeper`.
+    """
+    if sys.platform == "linux":
+        pid = clone(CLONE_FILES | CLONE_PARENT)
         if pid == 0:
-            _keep(fd, title)
-        number = ctypes.get_errno()
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if pid > 0:
-            return pid
-        raise OSError(number, os.strerror(number))
+            _keep(fd, title, prepare)
+        return pid
     raise OSError(errno.ENOSYS, "this system has no keepers")
 
 
 if sys.platform == "linux":
 
-    def _keep(fd: int, title: str) -> NoReturn:
+    def _keep(fd: int, title: str, prepare: Callable[[], None] | None) -> NoReturn:
         """Sleep until somebody asks, or the master is gone."""
         code = 1
         try:
+            gc.disable()  # garbage of a time before us would close numbers of our worker
+            if prepare is not None:
+                prepare()
             setproctitle(title)
-            buffer = ctypes.create_string_buffer(_COMMAND_BYTES)
-            while True:
-                size = _libc.read(fd, buffer, _COMMAND_BYTES)
-                if size < 0 and ctypes.get_errno() == errno.EINTR:
-                    continue
-                command = buffer.raw[: max(0, size)]
-                if not command or command == LEAVE:
-                    break
+            while (command := os.read(fd, _COMMAND_BYTES)) not in (b"", LEAVE):
                 _hand_over(fd, command)
             code = 0
         finally:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 
-from tests.support.leaks import Snapshot
+from tests.support.leaks import Snapshot, descendants, zygote_of
 from tests.support.ports import free_port
 from tests.support.wait import wait_until
 from tunneltcp.cli.ask import ask
@@ -167,6 +167,10 @@ class MasterProcess:
             return self.status()["tunnels"] or [{"state": ""}]
         except TunnelError:
             return [{"state": ""}]
+
+    def family(self) -> set[int]:
+        """All its processes but the zygote."""
+        return descendants(self.pid) - {zygote_of(self.pid)}
 
     def kill(self, number: int = signal.SIGTERM) -> None:
         os.kill(self.pid, number)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.leaks import descendants
 from tests.support.ports import free_port
 from tests.support.wait import wait_until
 from tests.unit.master.conftest import visit
@@ -353,7 +352,7 @@ def test_deaths_leave_nothing_behind_in_the_master(start_master):
     master.wait_state("running")
     # The connection of our own question may have been open when we counted first.
     wait_until(lambda: len(_links(master.pid)) <= before)
-    wait_until(lambda: descendants(master.pid) == {master.tunnel()["pid"]}, 5)
+    wait_until(lambda: master.family() == {master.tunnel()["pid"]}, 5)
 
 
 def test_unknown_children_are_reaped(start_master):
@@ -364,7 +363,7 @@ def test_unknown_children_are_reaped(start_master):
 
     master = start_master(tunnel(), prepare=leave_a_child_behind)
     master.wait_ready()
-    (stranger,) = descendants(master.pid) - {master.tunnel()["pid"]}
+    (stranger,) = master.family() - {master.tunnel()["pid"]}
     os.kill(stranger, signal.SIGKILL)
     wait_until(lambda: gone(stranger))
     wait_until(lambda: "1 processes that are not ours" in master.log())
@@ -377,9 +376,7 @@ def test_a_client_looks_names_up_for_its_workers(start_master):
     peer = wait_until(lambda: master.log().partition("link up")[2])
     assert "127.0.0.1" in peer
     assert (master.folders.state / "host_id").stat().st_mode & 0o777 == 0o600
-    wait_until(
-        lambda: descendants(master.pid) == {master.tunnel()["pid"]}, 5, "the helper is gone"
-    )
+    wait_until(lambda: master.family() == {master.tunnel()["pid"]}, 5, "the helper is gone")
 
 
 def test_the_log_folder_may_vanish_while_it_runs(start_master):

@@ -6,7 +6,6 @@ import ctypes
 import errno
 import os
 import resource
-from typing import Any
 
 import pytest
 
@@ -15,10 +14,11 @@ from tests.support.wait import wait_until
 from tests.unit.master.conftest import visit
 from tunneltcp.config.model import TunnelConfig
 from tunneltcp.master import spawn
+from tunneltcp.net import clone
 
 
 class _NoFork:
-    """The C library, whose fork fails while a file is there."""
+    """The C library, whose fork and clone fail while a file is there."""
 
     def __init__(self, real, path, number):
         self._real, self._path, self._number = real, path, number
@@ -32,15 +32,19 @@ class _NoFork:
         ctypes.set_errno(self._number)
         return -1
 
+    def syscall(self, *arguments):
+        return self.fork() if self._path.exists() else self._real.syscall(*arguments)
+
 
 @pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOMEM])
-def test_no_process_is_to_be_had(start_master, tmp_path, number):
+def test_no_process_is_to_be_had(start_master, tmp_path, monkeypatch, number):
     """For the successor of one worker, and for a helper; others serve on."""
     shortage = tmp_path / "shortage"
 
     def prepare():
-        library: Any = _NoFork(spawn._libc, shortage, number)
-        spawn._libc = library
+        for module in (spawn, clone):
+            library = _NoFork(module._libc, shortage, number)
+            monkeypatch.setattr(module, "_libc", library)  # in the child alone
 
     ports = [free_port(), free_port()]
     master = start_master(

@@ -38,7 +38,7 @@ def tunnels(tmp_path):
         drain_seconds=1.0,
         secrets=PortSecrets(Role.SERVER, no_worker, nobody),
         make_context=no_worker,
-        worker_main=no_worker,
+        fork_worker=no_worker,
         maps=[],
     )
     made = TunnelSet([], around, StoppedPorts(tmp_path))

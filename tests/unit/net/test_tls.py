@@ -14,7 +14,7 @@ from tests.support.certificates import client_settings, common_certificate, make
 from tests.support.fake_peer import tcp_pair
 from tests.support.fake_tls import TlsPeer
 from tests.support.pattern import pattern
-from tunneltcp.master.spawn import _fork
+from tunneltcp.master.spawn import fork
 from tunneltcp.net.tls import (
     MAX_RAW_BYTES,
     TlsConnection,
@@ -479,7 +479,7 @@ def test_forked_workers_share_no_randomness():
     seen = {ssl.RAND_bytes(16)}
     for _ in range(3):
         reader, writer = os.pipe()
-        pid, _ = _fork()
+        pid, _ = fork()
         if pid == 0:
             os.write(writer, ssl.RAND_bytes(16))
             os._exit(0)
