@@ -455,7 +455,7 @@ class TestSeveralTunnels:
                 assert receive_exactly(visitor, 1)
                 it.wait_for("{}:{}".format(*visitor.getsockname()))
             family = descendants(it.process.pid)
-            assert len(family) == 5, "a master, two workers, and a keeper for each"
+            assert len(family) == 6, "a master, its zygote, two workers, and a keeper for each"
             folder = next(it.temporary.iterdir())
             assert folder.stat().st_mode & 0o777 == 0o700
             it.press(b"\x03")

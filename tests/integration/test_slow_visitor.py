@@ -42,8 +42,14 @@ def test_visitors_that_never_read_hold_up_nobody(tunnels: Tunnels, load: Load) -
         assert busy.outcomes == {"ok": 1}, busy.errors
         assert busy.max_gap < 1
 
+        # Rings that were given back for larger ones keep their pages for some two seconds.
         for master in (tunnels.pair.server, tunnels.pair.client):
-            assert pss(master.worker_pid(port)) < BUDGET_BYTES + PROGRAM_BYTES, master
+            pid = master.worker_pid(port)
+            wait_until(
+                lambda pid=pid: pss(pid) < BUDGET_BYTES + PROGRAM_BYTES,  # type: ignore[misc]
+                5,
+                lambda pid=pid: f"{pss(pid)} bytes",  # type: ignore[misc]
+            )
 
         # What they were sent is right as far as they read now, and they can be left.
         for number, visitor in enumerate(slow):
