@@ -9,14 +9,19 @@ from __future__ import annotations
 import socket
 import struct
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-__all__ = ["TcpCounters", "TcpState", "read_counters"]
+if TYPE_CHECKING:
+    from tunneltcp.net.transport import Transport
+
+__all__ = ["TcpCounters", "TcpState", "packets_resent", "read_counters"]
 
 _TCP_INFO_BYTES: Final = 136
 """As far as ``tcpi_bytes_received``; in Linux since 4.1."""
+_RESENT_AT: Final = 100
 _ACKED_AT: Final = 120
 _SIOCINQ: Final = 0x541B
 _SIOCOUTQ: Final = 0x5411
@@ -91,3 +96,12 @@ def read_counters(sock: socket.socket) -> TcpCounters:
                 error=error,
             )
     raise OSError(0, "the connection does not stand still")
+
+
+def packets_resent(transport: Transport) -> int:
+    """Return how many packets the kernel has sent again; 0 if it does not tell."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            info = transport.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RESENT_AT + 4)
+            return int.from_bytes(info[_RESENT_AT:], sys.byteorder)
+    return 0

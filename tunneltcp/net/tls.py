@@ -95,6 +95,7 @@ class TlsConnection:
         self._unsent = memoryview(b"")
         """What is encrypted and not sent yet."""
         self.fileno = sock.fileno
+        self.getsockopt = sock.getsockopt
         self.close = sock.close
 
     @property

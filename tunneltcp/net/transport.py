@@ -48,5 +48,12 @@ class Transport(Protocol):
             OSError: The connection failed.
         """
 
+    def getsockopt(self, level: int, option: int, size: int, /) -> bytes:
+        """Ask the socket for one of its options.
+
+        Raises:
+            OSError: There is none such.
+        """
+
     def close(self) -> None:
         """Close it, without a word."""

@@ -13,7 +13,9 @@ once the rate has stopped growing, what is on its way is kept to what the path n
 The kernel's congestion control works below that as ever; the bound only keeps from it what it
 would put into a queue. A bound that does not help is not ours to make: where the queue stays
 although less and less is sent, others fill it, or the path has become longer. Then there is no
-bound for a while (FREE), and the smallest round trip is learned anew. ``docs/decisions/0016``.
+bound for a while (FREE), and the smallest round trip is learned anew. A PING that waits for a
+lost packet to come again is late without any queue: where the kernel tells how many packets it
+sent again, an answer says nothing of queues if some were meanwhile. ``docs/decisions/0016``.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from collections import deque
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from tunneltcp.protocol.peak import PeakRate
+
 if TYPE_CHECKING:
     from tunneltcp.protocol.bucket import Bucket
 
@@ -29,6 +33,8 @@ __all__ = ["NEVER", "Flight", "Mode"]
 
 NEVER: Final = 1 << 62
 """More bytes than any link carries."""
+_UNKNOWN: Final = 1e9
+"""Seconds, more than any round trip."""
 
 MAX_PINGS: Final = 1024
 """PINGs that are remembered until they are answered: five seconds of them under a bound. A peer
@@ -64,8 +70,6 @@ WATCH_SPAN_SECONDS: Final = 0.050
 within it and not always, which tells it from a queue."""
 MIN_SPAN_SECONDS: Final = 0.020
 """A rate is what arrives in a round trip, or in this time if that is longer."""
-SPANS_KEPT: Final = 5
-"""How long the largest rate counts: so many spans to twice as many."""
 FULL_SPANS: Final = 3
 """The path is full when the rate did not grow by a quarter in so many spans: a kernel that has
 just begun doubles it in each."""
@@ -79,6 +83,9 @@ DECLINE: Final = 0.85
 PAUSE_SECONDS: Final = 10.0
 """How long there is no bound after it was given up; twice as long each time."""
 MAX_PAUSE_SECONDS: Final = 600.0
+LOSSY_SPANS: Final = 10
+"""So many more spans with lost packets than without, under a bound: the line loses them, and no
+queue does. A bound that is small enough for a queue has emptied it by then."""
 PROBE_SECONDS: Final = 10.0
 """A smallest round trip that was learned anew may hold a queue: so often, the bound is halved
 for some spans, and what is the smallest then counts. So too when the rate has declined."""
@@ -105,6 +112,8 @@ class _Ping(NamedTuple):
     position: int
     """How much was written in front of it."""
     sent_at: float
+    resent: int = 0
+    """How many packets the kernel had sent again."""
 
 
 class Flight:
@@ -142,11 +151,10 @@ class Flight:
         self._mark = self._last
         """The PING whose answer began the span."""
         self._mark_at = now
-        self._lowest = 1e9
-        """Smallest round trip of the span."""
-        self._rates = [0.0, 0.0]
-        """The largest of the last spans, and of those before."""
-        self._spans = 0
+        self._lowest = _UNKNOWN
+        """Smallest round trip of the span, of those that no lost packet has made longer."""
+        self._lossy_spans = 0
+        self._peak = PeakRate()
         self._best = self._first_rate = 0.0
         self._still = 0
         """Spans in which the rate did not grow."""
@@ -164,7 +172,7 @@ class Flight:
     @property
     def rate(self) -> float:
         """Bytes a second that arrived lately, at best."""
-        return max(self._rates)
+        return self._peak.rate
 
     @property
     def room(self) -> int:
@@ -207,14 +215,14 @@ class Flight:
         if now - max(self._heard_at, asked_at) > PATIENCE_SECONDS + 4 * self.round_trip:
             self._give_up(now)
 
-    def note_ping(self, value: int, now: float) -> None:
-        """A PING goes out; values only rise."""
-        self._last = _Ping(value, self.written, now)
+    def note_ping(self, value: int, now: float, resent: int = 0) -> None:
+        """A PING goes out; values only rise. ``resent``: packets sent again so far."""
+        self._last = _Ping(value, self.written, now, resent)
         self._pings.append(self._last)
 
     # ------------------------------------------------------------------ answers
 
-    def note_pong(self, value: int, now: float) -> float | None:
+    def note_pong(self, value: int, now: float, resent: int = 0) -> float | None:
         """A PONG came: return the round trip of its PING, or None if there was none such."""
         pings = self._pings
         if not pings or not pings[0].value <= value <= pings[-1].value:
@@ -228,11 +236,13 @@ class Flight:
         if not self.round_trip or trip < self.round_trip:
             self.round_trip = trip
             self._smallest = min(trip, self._smallest or trip)
-        self._lowest = min(self._lowest, trip)
+        if resent == ping.resent:
+            self._lowest = min(self._lowest, trip)
         self._arrived = ping.position
         self._heard_at = now
         if self.mode is Mode.FREE:
-            if trip > self.round_trip + self._queue_seconds and now >= self._paused_to:
+            is_late = trip > self.round_trip + self._queue_seconds
+            if is_late and resent == ping.resent and now >= self._paused_to:
                 self._watch(ping, now)
         elif now - self._mark_at >= self._span_seconds:
             self._end_span(ping, now)
@@ -255,7 +265,7 @@ class Flight:
 
     def _begin_span(self, ping: _Ping, now: float) -> None:
         self._mark, self._mark_at = ping, now
-        self._lowest = 1e9
+        self._lowest = _UNKNOWN
         self._held_back = False
 
     def _end_span(self, ping: _Ping, now: float) -> None:
@@ -264,28 +274,26 @@ class Flight:
         seconds = max(now - self._mark_at, ping.sent_at - self._mark.sent_at)
         rate = (ping.position - self._mark.position) / seconds
         lowest, held_back = self._lowest, self._held_back
+        is_lossy = ping.resent > self._mark.resent
+        self._lossy_spans = max(0, self._lossy_spans + (1 if is_lossy else -1))
         self._begin_span(ping, now)
+        if self._lossy_spans > LOSSY_SPANS:
+            self._paused_to = now + PAUSE_SECONDS
+            self._free()
+            return
         if self.mode is Mode.WATCHED:
-            self._watch_on(rate, lowest, now)
+            if lowest < _UNKNOWN:
+                self._watch_on(rate, lowest, now)
             return
         self._bound_spans += 1
-        self._note_rate(rate, ages=held_back)
+        # What visitors did not ask for says nothing about the path.
+        self._peak.note(rate, ages=held_back)
         if self._probe_spans:
             self._probe_on(lowest, now)
-        else:
+        elif lowest < _UNKNOWN:
             self._judge(lowest, now)
         if self.mode is Mode.BOUND:
             self._set_bound()
-
-    def _note_rate(self, rate: float, *, ages: bool) -> None:
-        """Keep the largest; what visitors did not ask for says nothing about the path."""
-        rates = self._rates
-        rates[0] = max(rates[0], rate)
-        self._spans += ages
-        if self._spans >= SPANS_KEPT:
-            self._spans = 0
-            rates[1] = rates[0]
-            rates[0] = rate
 
     # ------------------------------------------------------------------ modes
 
@@ -298,9 +306,9 @@ class Flight:
         self.mode = Mode.WATCHED
         self.spacing = WATCH_SPACING_BYTES
         self.look_at = self.written
-        self._rates = [0.0, 0.0]
+        self._peak = PeakRate()
         self._best = 0.0
-        self._spans = self._still = 0
+        self._still = self._lossy_spans = 0
         self._begin_span(ping, now)
 
     def _watch_on(self, rate: float, lowest: float, now: float) -> None:
@@ -310,7 +318,7 @@ class Flight:
         if lowest <= self.round_trip + self._queue_seconds / 2:
             self._free()
             return
-        self._note_rate(rate, ages=False)
+        self._peak.note(rate, ages=False)
         if rate > 1.25 * self._best:
             self._best = rate
             self._still = 0
@@ -322,14 +330,14 @@ class Flight:
             self._falling_from = lowest
             self._first_rate = max(1.0, self.rate)
             self._before = self.written
-            self._bound_spans = self._probe_spans = 0
+            self._bound_spans = self._probe_spans = self._lossy_spans = 0
             self._probe_at = now
             self._set_bound()
 
     def _probe(self) -> None:
         """Empty the queue, if it is ours: out comes what the smallest round trip is now."""
         self._probe_spans = PROBE_SPANS
-        self._probe_low = 1e9
+        self._probe_low = _UNKNOWN
         self._falling_from = self.round_trip
 
     def _probe_on(self, lowest: float, now: float) -> None:

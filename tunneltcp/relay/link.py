@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from tunneltcp.net.loop import READ, WRITE
 from tunneltcp.net.sockopt import gather_send
+from tunneltcp.net.tcp_counters import packets_resent
 from tunneltcp.protocol.bucket import Bucket
 from tunneltcp.protocol.errors import GoawayCode, RemoteProtocolError
 from tunneltcp.protocol.flight import PING_SECONDS, Flight
@@ -292,7 +293,7 @@ class Link:
     def _send_ping(self) -> int:
         now = self._loop.now
         value = self._last_ping = max(self._last_ping + 1, int(now * 1e6))
-        self._flight.note_ping(value, now)
+        self._flight.note_ping(value, now, packets_resent(self._transport))
         self.session.ping(value)
         return value
 
@@ -328,7 +329,8 @@ class Link:
 
     def on_pong(self, value: int) -> None:
         """Measure the round trip, and pass it on."""
-        trip = self._flight.note_pong(value, self._loop.now)
+        resent = packets_resent(self._transport)
+        trip = self._flight.note_pong(value, self._loop.now, resent)
         if trip is None:
             return
         self.session.windows.round_trip_seconds = self._flight.round_trip

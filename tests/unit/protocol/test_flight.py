@@ -46,6 +46,14 @@ class Path:
         self.pings: deque[tuple[int, int]] = deque()
         self.pongs: deque[tuple[float, int]] = deque()
         self.sent_pings = 0
+        self.loses_each = 0.0
+        """Bytes between two lost packets; 0: none are lost."""
+        self.tells = True
+        """Whether the kernel says how many packets it sent again."""
+        self.resent: list[float] = []
+        """When they were."""
+        self.whole_at = 0.0
+        """When the last of them has come, and its PONG is here."""
         self.queues: list[float] = []
         self.ping()
 
@@ -54,8 +62,11 @@ class Path:
 
     def ping(self) -> None:
         self.sent_pings += 1
-        self.flight.note_ping(self.sent_pings, self.now)
+        self.flight.note_ping(self.sent_pings, self.now, self.told())
         self.pings.append((self.flight.written, self.sent_pings))
+
+    def told(self) -> int:
+        return sum(at <= self.now for at in self.resent) if self.tells else 0
 
     @property
     def waiting(self) -> float:
@@ -70,14 +81,18 @@ class Path:
 
     def step(self) -> None:
         self.now += STEP
+        before = self.served
         self.served = min(self.flight.written, self.served + self.rate * STEP)
+        if self.loses_each and self.served // self.loses_each > before // self.loses_each:
+            self.resent.append(self.now + self.rtt)
+            self.whole_at = self.now + 2 * self.rtt
         while self.pings and self.pings[0][0] <= self.served:
-            due = self.now + self.rtt + self.others_seconds
+            due = max(self.now + self.rtt + self.others_seconds, self.whole_at)
             self.pongs.append((due, self.pings.popleft()[1]))
         while self.pongs and self.pongs[0][0] <= self.now:
             _, value = self.pongs.popleft()
             if self.answers:
-                self.flight.note_pong(value, self.now)
+                self.flight.note_pong(value, self.now, self.told())
         if self.wants:
             self.write()
         self.queues.append(self.waiting / self.rate)
@@ -168,6 +183,42 @@ def test_a_queue_that_others_fill_is_no_reason_to_send_less():
     path.run(4)
     assert path.is_bound()
     assert max(path.queues) < 0.04
+
+
+@pytest.mark.parametrize("percent", [0.1, 0.5, 1])
+@pytest.mark.parametrize("rtt", [0.02, 0.04, 0.1])
+def test_lost_packets_are_no_queue(percent, rtt):
+    """What comes behind one is late; a kernel that goes on all the same is not held back."""
+    path = Path(100, rtt, holds=100 * MBIT * 0.008)
+    path.loses_each = 1500 / (percent / 100)
+
+    assert path.run(10) > 0.9
+    assert path.flight.mode is Mode.FREE
+
+
+def test_where_nobody_tells_of_lost_packets_they_look_like_a_queue():
+    path = Path(100, 0.04, holds=100 * MBIT * 0.008)
+    path.loses_each, path.tells = 300_000, False
+    path.run(2)
+    assert path.flight.mode is not Mode.FREE
+
+
+@pytest.mark.parametrize("rtt", [0.02, 0.1])
+def test_a_bound_is_given_up_on_a_line_that_begins_to_lose_packets(rtt):
+    path = bound_path(rtt=rtt)
+    path.loses_each = 150_000
+    path.run(4)
+    assert not path.is_bound()
+    assert path.run(4) > 0.95
+
+
+def test_a_packet_that_is_lost_now_and_then_is_no_reason_to_give_up():
+    path = bound_path()
+    path.loses_each = 3_000_000
+    path.run(5)
+    assert path.is_bound()
+    assert path.run(5) > 0.95
+    assert max(path.queues) < 0.03
 
 
 def test_who_answers_no_ping_is_not_held_back():
