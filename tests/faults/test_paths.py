@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.emulator import SERVER_ADDRESS, inside
 from tests.support.journey import Journey
 from tests.support.netns import missing_ss_kill
 from tests.support.require import is_long, require_ability
 from tests.support.wait import wait_until
+from tunneltcp.net.tcp_counters import packets_resent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,6 +71,20 @@ def test_a_lossy_path_loses_nothing(journey: Journey, pattern: int) -> None:
 
     assert stats.outcomes == {"ok": 5}, stats.errors
     assert min(journey.path.dropped("up"), journey.path.dropped("down")) > 0
+
+
+def test_the_kernel_tells_that_it_sends_packets_again(journey: Journey) -> None:
+    with ExitStack() as stack:
+        with inside(journey.hosts.server.name):
+            listener = stack.enter_context(socket.create_server((SERVER_ADDRESS, 0)))
+        with inside(journey.hosts.client.name):
+            sock = stack.enter_context(socket.create_connection(listener.getsockname(), 5))
+        stack.enter_context(listener.accept()[0])
+        sock.send(b"it comes")
+        assert packets_resent(sock) == 0
+        journey.path.change(silent=True)
+        sock.send(b"it does not")
+        wait_until(lambda: packets_resent(sock) == 2)
 
 
 @pytest.mark.parametrize("deaf", ["both", "up", "down"] if is_long() else ["both"])
