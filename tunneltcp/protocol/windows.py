@@ -4,7 +4,8 @@ While less than half of the budget is granted, every new stream gets the usual w
 least is set aside for each stream that may still come, and a new one gets a sixteenth of what
 is left over: a gentle decline in which everybody fits. A window that was used up within two
 round trips is what holds its stream back: it doubles, as far as the budget has room beyond what
-is set aside. The sum of all windows never passes the budget.
+is set aside, and no further than could ever be on the way. The sum of all windows never passes
+the budget.
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ FIRST_WINDOW_BYTES: Final = 32 * 1024
 FAST_ROUND_TRIPS: Final = 2
 """A window that lasts no longer than this grows; so it ends at two to four times what is on its
 way, which leaves room for a round trip that a queue makes longer."""
+
+FASTEST_RATE: Final = 1_000_000_000
+"""Bytes a second that no worker passes on. On a near path a socket takes megabytes at once,
+which looks like a window that holds it back: it would grow, for nothing but memory."""
 
 
 def _no_time() -> float:
@@ -92,7 +97,8 @@ class Windows:
         """The window that this stream had when it was last noted is used up: does it grow?"""
         now = self.clock()
         fast = FAST_ROUND_TRIPS * self.round_trip_seconds
-        if fast and now - stream.window_since <= fast:
+        is_used_up = now - stream.window_since <= fast
+        if fast and is_used_up and stream.window < FASTEST_RATE * fast:
             stream.set_window(stream.window + self._take_more(stream.window))
         stream.window_since = now
         stream.grow_at = delivered + stream.window

@@ -1,4 +1,4 @@
-"""What the kernel tells of a connection; how it counts bytes: tests/property/test_verdict.py."""
+"""What the kernel tells of a connection; bytes: tests/property/test_verdict.py."""
 
 from __future__ import annotations
 

@@ -147,6 +147,18 @@ def test_one_that_lasts_longer_does_not_grow():
         assert stream.use_up() == MIB
 
 
+@pytest.mark.parametrize(
+    ("rtt", "window"), [(0.0003, MIB), (0.002, 4 * MIB), (0.005, 16 * MIB)]
+)
+def test_near_paths_need_no_long_windows(rtt, window):
+    """Whatever a socket takes at once: 1 GB/s is more than a worker carries."""
+    windows, _ = growing(256 * MIB, 8, trip=rtt)
+    stream = holder(windows)
+    for _ in range(20):
+        stream.use_up()
+    assert stream.window == window
+
+
 def test_nothing_grows_before_the_round_trip_is_known():
     windows, clock = growing(256 * MIB, 8, trip=0.0)
     stream = holder(windows)
