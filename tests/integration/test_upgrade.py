@@ -173,7 +173,8 @@ def test_new_code_comes_under_load(pair: TunnelPair, load: Load, code: Code) -> 
         assert tunnel["pid"] != old["pid"]
         assert tunnel["restarts"] == old["restarts"] + 1
     everything_goes_on(load)
-    old_pid = master.kill_worker(port)  # the new master goes on for it too
+    # The new master goes on for it too, and hears the wish of a worker that is asked to go.
+    old_pid = master.kill_worker(port, signal.SIGTERM)
     master.wait_for_successor(port, old_pid)
 
 

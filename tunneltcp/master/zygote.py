@@ -15,7 +15,9 @@ make a process, as a negative number. A worker that was forked waits for a word 
 it touches anything. If its zygote is lost at that moment, the master does not know it, and it
 finds the pipe closed.
 
-If a zygote is lost the master forks that worker itself, and a zygote for the next.
+If a zygote is lost the master forks that worker itself, and a zygote for the next. Where the
+system does not let a zygote do it at all (emulators and filters of system calls know no
+CLONE_PARENT) there is no further one, and the master forks all workers.
 """
 
 from __future__ import annotations
@@ -65,6 +67,10 @@ _MAX_FDS: Final = 250
 
 _FDS_SPACE: Final = socket.CMSG_SPACE(_MAX_FDS * 4)
 
+_SHORT: Final = (errno.EAGAIN, errno.ENOMEM)
+"""Errors of a fork that would hit the master too, and pass; any other is the zygote's own."""
+
+_CTRUNC: Final = int(socket.MSG_CTRUNC)
 _ANSWER_BYTES: Final = 32
 _GO: Final = b"1"
 
@@ -93,10 +99,11 @@ class Zygote:
         self._title = f"tunneltcp {role.value}: zygote ({instance})"
         self._pair: socket.socket | None = None
         self._pid = 0
+        self._is_refused = False
 
     def begin(self) -> None:
         """Have the process, if there can be one: what is in memory now is common to workers."""
-        if self._pair is not None or not _is_able():
+        if self._pair is not None or self._is_refused or not _is_able():
             return
         try:  # where it fails a worker cannot be made either, which is said then
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -140,11 +147,18 @@ class Zygote:
             words = _write(context)
             if len(words) <= _MAX_CONTEXT_BYTES and len(context.fds) < _MAX_FDS:
                 answer = self._ask(self._pair, words, context.fds)
-                if answer < 0:
-                    raise OSError(-answer, os.strerror(-answer))
                 if answer > 0:
                     return answer
+                if -answer in _SHORT:
+                    raise OSError(-answer, os.strerror(-answer))
+                if answer < 0:
+                    self._do_without(os.strerror(-answer))
         return fork_worker(context, self._worker_main, self._maps)
+
+    def _do_without(self, reason: str) -> None:
+        logger.warning("the zygote cannot fork ({}), the master does", reason.lower())
+        self._is_refused = True
+        self.end()
 
     def _ask(self, pair: socket.socket, words: bytes, fds: Sequence[int]) -> int:
         """Return the pid of a new worker, a negative error number, or 0: the zygote is lost."""
@@ -186,12 +200,13 @@ class Zygote:
         """Do as the master asks; return False if it asks no more."""
         # What is done here, and in a child before its keeper is made, touches as little as it
         # can: each page that is written to costs a keeper 4 KB.
-        words, rights, _, _ = pair.recvmsg(_MAX_CONTEXT_BYTES, _FDS_SPACE)
+        words, rights, flags, _ = pair.recvmsg(_MAX_CONTEXT_BYTES, _FDS_SPACE)
         if not words:
             return False
-        fds = memoryview(rights[0][2]).cast("i").tolist()
+        fds = memoryview(rights[0][2]).cast("i").tolist() if rights else []
         try:
-            answer = clone(CLONE_PARENT)
+            # What came short: this process may not have so many descriptors.
+            answer = -errno.EMFILE if flags & _CTRUNC else clone(CLONE_PARENT)
         except OSError as error:
             answer = -(error.errno or errno.EAGAIN)
         if answer == 0:
@@ -225,12 +240,13 @@ def _read(words: bytes, fds: list[int]) -> WorkerContext:
 def _is_able() -> bool:
     """Whether workers may be made by clone(2), behind the back of the C library.
 
-    glibc asks the kernel who it is whenever it wants to know. musl remembers, and its ``abort``
-    would hit the parent.
+    glibc asks the kernel who it is whenever it wants to know, since 2.25. musl remembers, and
+    its ``abort`` would hit the parent.
     """
     if not HAS_CLONE:
         return False
     try:
-        return bool(os.confstr("CS_GNU_LIBC_VERSION"))
+        version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")[2]
+        return [int(number) for number in version.split(".")[:2]] >= [2, 25]
     except (ValueError, OSError):
         return False

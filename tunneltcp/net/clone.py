@@ -18,8 +18,18 @@ CLONE_PARENT: Final = 0x8000
 """The child is our parent's child, and our sibling."""
 
 _SIGCHLD: Final = int(signal.SIGCHLD)
-_SYS_CLONE: Final = {"x86_64": 56, "aarch64": 220, "riscv64": 220}.get(platform.machine())
-HAS_CLONE: Final = sys.platform == "linux" and _SYS_CLONE is not None
+
+
+def _number() -> int | None:
+    """Return the number of this call for a program like this one; None: it is not known."""
+    # A program of 32 bits on a kernel of 64 has other numbers: 220 on an arm is madvise(2).
+    if sys.platform != "linux" or sys.maxsize < 1 << 32:
+        return None
+    return {"x86_64": 56, "aarch64": 220, "riscv64": 220}.get(platform.machine())
+
+
+_SYS_CLONE: Final = _number()
+HAS_CLONE: Final = _SYS_CLONE is not None
 """Whether :func:`clone` is known here."""
 
 if sys.platform == "linux":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import resource
 import signal
 import socket
 import ssl
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.support.fake_master import _context
-from tests.support.leaks import adopt_orphans, children, zygote_of
+from tests.support.leaks import Snapshot, adopt_orphans, children, zygote_of
 from tests.support.ports import free_port
 from tests.support.processes import alive
 from tests.support.wait import wait_until
@@ -33,7 +34,8 @@ def tell(context: WorkerContext) -> int:
     """A worker that says what it was born with, and holds it until its channel ends."""
     channel = socket.socket(fileno=context.channel_fd)
     inodes = [os.fstat(fd).st_ino for fd in context.fds]
-    channel.send(pickle.dumps((os.getppid(), inodes, context, ssl.RAND_bytes(16))))
+    blocked = set(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+    channel.send(pickle.dumps((os.getppid(), inodes, context, ssl.RAND_bytes(16), blocked)))
     channel.recv(1)
     return 0
 
@@ -47,6 +49,8 @@ class Nursery:
     context: WorkerContext
     channel: socket.socket
     numbers: list[bytes] = field(default_factory=list)
+    blocked: set[signal.Signals] = field(default_factory=set)
+    """The signals that the last worker does not hear."""
 
     def turn(self) -> bool:
         self.loop.turn(wait=False)
@@ -56,7 +60,7 @@ class Nursery:
         """Have a worker; return its parent, its descriptors' inodes, and its context."""
         pid = self.zygote.fork_worker(replace(self.context, **settings))
         try:
-            *told, number = pickle.loads(self.channel.recv(99_999))
+            *told, number, self.blocked = pickle.loads(self.channel.recv(99_999))
             self.numbers.append(number)
             return tuple(told)
         finally:
@@ -177,6 +181,65 @@ def test_there_can_be_no_process(nursery, monkeypatch):
     with pytest.raises(BlockingIOError, match=os.strerror(errno.EAGAIN)):
         nursery.zygote.fork_worker(nursery.context)
     assert zygote_of(os.getpid()) == it, "that is no reason for another one"
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.EPERM])
+def test_where_a_zygote_may_not_fork_the_master_does(nursery, monkeypatch, number):
+    """As in an emulator that knows no CLONE_PARENT."""
+
+    def refuse(_flags):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(module, "clone", refuse)
+    before = children(os.getpid())
+    for _ in range(2):
+        assert nursery.bear()[0] == os.getpid()
+        assert children(os.getpid()) == before, "and has no zygote for it any more"
+
+
+@pytest.mark.parametrize("limit", [5, 8])
+def test_a_zygote_without_room_for_all_descriptors(nursery, limit):
+    """None of them, or some: a worker never begins with a part."""
+    nursery.zygote.begin()
+    resource.prlimit(zygote_of(os.getpid()), resource.RLIMIT_NOFILE, (limit, limit))
+    for _ in range(2):
+        parent, inodes, _ = nursery.bear()
+        assert parent == os.getpid()
+        assert inodes == [os.fstat(fd).st_ino for fd in nursery.context.fds]
+
+
+@pytest.mark.parametrize("is_able", [True, False])
+def test_a_worker_hears_what_its_master_held_back(nursery, monkeypatch, is_able):
+    """The code that an upgrade brings begins with these signals blocked."""
+    monkeypatch.setattr(module, "_is_able", lambda: is_able)
+    held = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {*held, signal.SIGUSR2})
+    try:
+        nursery.bear()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    assert nursery.blocked == {*before, signal.SIGUSR2} - held
+
+
+def test_a_thousand_workers_leave_no_descriptor_behind(nursery):
+    nursery.bear()
+    ours = Snapshot.take()
+    folder = Path(f"/proc/{zygote_of(os.getpid())}/fd")
+    wait_until(lambda: len(list(folder.iterdir())) == 4)
+    for _ in range(1000 if os.environ.get("LONG_TESTS") else 20):
+        nursery.bear()
+    assert not ours.new_descriptors()
+    assert len(list(folder.iterdir())) == 4
+
+
+@pytest.mark.parametrize(
+    ("libc", "is_able"),
+    [("glibc 2.24", False), ("glibc 2.25", True), ("glibc 2.36.9000", True), (None, False)],
+)
+def test_who_remembers_his_own_pid_is_not_cloned(monkeypatch, libc, is_able):
+    monkeypatch.setattr(module, "HAS_CLONE", True)
+    monkeypatch.setattr(os, "confstr", lambda _name: libc)
+    assert module._is_able() == is_able
 
 
 def test_it_ends_with_its_master(start_master):
