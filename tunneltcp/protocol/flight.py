@@ -37,8 +37,7 @@ _UNKNOWN: Final = 1e9
 """Seconds, more than any round trip."""
 
 MAX_PINGS: Final = 1024
-"""PINGs that are remembered until they are answered: five seconds of them under a bound. A peer
-that answers none is not to cost more than that."""
+"""PINGs that are remembered until they are answered: five seconds of them under a bound."""
 LITTLE_SECONDS: Final = 0.006
 """Queue that is left standing: what keeps a path busy while PONGs come unevenly."""
 LITTLE_PART: Final = 8
@@ -49,8 +48,7 @@ MORE_SPANS: Final = 6
 PING_SECONDS: Final = 0.005
 """Time between two PINGs under a bound, and so the size of a batch, which nothing overtakes."""
 QUEUE_SECONDS: Final = 0.012
-"""A queue shorter than that is left alone: the bound itself leaves about as much. One longer is
-not: a home router's may have no more than 20 ms of room, and drops packets then."""
+"""A shorter queue is left alone: the bound leaves about as much. A home router may hold 20 ms."""
 NEAR_SECONDS: Final = 0.005
 """A path whose smallest round trip is shorter than that is this machine or a data centre ..."""
 NEAR_QUEUE_SECONDS: Final = 0.030
@@ -263,6 +261,10 @@ class Flight:
         watched = self.mode is Mode.WATCHED
         return max(WATCH_SPAN_SECONDS if watched else MIN_SPAN_SECONDS, self.round_trip)
 
+    @property
+    def _patience(self) -> float:
+        return max(PATIENCE_SECONDS, PATIENCE_SPANS * self._span_seconds)
+
     def _begin_span(self, ping: _Ping, now: float) -> None:
         self._mark, self._mark_at = ping, now
         self._lowest = _UNKNOWN
@@ -278,27 +280,29 @@ class Flight:
         self._lossy_spans = max(0, self._lossy_spans + (1 if is_lossy else -1))
         self._begin_span(ping, now)
         if self._lossy_spans > LOSSY_SPANS:
-            self._paused_to = now + PAUSE_SECONDS
-            self._free()
+            self._free(now + PAUSE_SECONDS)
             return
         if self.mode is Mode.WATCHED:
             if lowest < _UNKNOWN:
                 self._watch_on(rate, lowest, now)
             return
         self._bound_spans += 1
-        # What visitors did not ask for says nothing about the path.
-        self._peak.note(rate, ages=held_back)
+        self._peak.note(rate, ages=held_back)  # what nobody asked for says nothing of the path
         if self._probe_spans:
             self._probe_on(lowest, now)
         elif lowest < _UNKNOWN:
             self._judge(lowest, now)
+        elif self._arrived >= self._before and now - self._good_at > self._patience:
+            # The way is so long that each answer meets a lost packet, though few spans do.
+            self._free(now + PAUSE_SECONDS)
         if self.mode is Mode.BOUND:
             self._set_bound()
 
     # ------------------------------------------------------------------ modes
 
-    def _free(self) -> None:
+    def _free(self, paused_to: float = 0.0) -> None:
         self.mode = Mode.FREE
+        self._paused_to = paused_to
         self.bound = self.spacing = NEVER
         self.look_at = self.written
 
@@ -348,7 +352,8 @@ class Flight:
             is_smaller = self._probe_low < FALLING * self._falling_from
             self._probe_at = now + (0 if is_smaller else PROBE_SECONDS)
             most = self._falling_from + self._little_seconds + MORE_SECONDS
-            self.round_trip = min(self._probe_low, most)
+            if self._probe_low < _UNKNOWN:
+                self.round_trip = min(self._probe_low, most)
             self._first_rate = max(1.0, self.rate)
             self._good_at = now
 
@@ -374,7 +379,7 @@ class Flight:
         elif lowest <= FALLING * self._falling_from or self._arrived < self._before:
             self._falling_from = lowest
             self._good_at = now
-        elif now - self._good_at > max(PATIENCE_SECONDS, PATIENCE_SPANS * self._span_seconds):
+        elif now - self._good_at > self._patience:
             self._give_up(now)
             self.round_trip = lowest
             return
@@ -391,6 +396,5 @@ class Flight:
             self._probe()
 
     def _give_up(self, now: float) -> None:
-        self._paused_to = now + self._pause
+        self._free(now + self._pause)
         self._pause = min(2 * self._pause, MAX_PAUSE_SECONDS)
-        self._free()

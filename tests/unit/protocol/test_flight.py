@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 
 import pytest
@@ -212,6 +213,26 @@ def test_a_bound_is_given_up_on_a_line_that_begins_to_lose_packets(rtt):
     assert path.run(4) > 0.95
 
 
+@pytest.mark.parametrize("percent", [1, 2, 5])
+def test_a_way_so_long_that_each_answer_meets_a_lost_packet(percent):
+    """Most spans of the bound that was have no lost packet, and yet no answer says a thing."""
+    path = bound_path()
+    path.rtt += 0.3
+    path.loses_each = 1500 / (percent / 100)
+    path.run(4)
+    assert path.run(4) > 0.95
+
+
+def test_a_probe_that_meets_lost_packets_teaches_nothing():
+    path = bound_path()
+    before = path.flight.round_trip
+    path.flight._probe()
+    path.loses_each, path.rtt = 20_000, path.rtt + 0.004
+    while path.flight._probe_spans:
+        path.step()
+    assert path.flight.round_trip == before
+
+
 def test_a_packet_that_is_lost_now_and_then_is_no_reason_to_give_up():
     path = bound_path()
     path.loses_each = 3_000_000
@@ -295,36 +316,67 @@ def test_only_answers_to_our_pings_count():
     assert flight.round_trip == 0.5
 
 
+@pytest.fixture(scope="module")
+def flights() -> dict[Mode, Path]:
+    """Paths whose flight is in each mode."""
+    bound, watched = bound_path(), Path(100, 0.02)
+    while watched.flight.mode is not Mode.WATCHED:
+        watched.step()
+    return {Mode.FREE: Path(100, 0.02), Mode.WATCHED: watched, Mode.BOUND: bound}
+
+
+@pytest.mark.parametrize("mode", Mode)
 @given(
-    st.lists(
+    steps=st.lists(
         st.tuples(
-            st.sampled_from(["write", "pong", "skip"]),
+            st.sampled_from(["write", "pong", "last pong", "skip"]),
             st.floats(0, 0.5),
             st.integers(1, LOOK_BYTES),
+            st.integers(0, 2),
         ),
         max_size=200,
     )
 )
-def test_nobody_is_ever_stopped_for_good(steps):
+def test_nobody_is_ever_stopped_for_good(flights, mode, steps):
     """Whatever comes: there is room, or a PING is out whose answer or absence makes some."""
-    flight, now, value = Flight(0.0), 0.0, 0
-    out: list[int] = []
-    for what, seconds, size in steps:
+    path = flights[mode]
+    flight, now, value = copy.deepcopy(path.flight), path.now, path.sent_pings
+    out = [number for _, number in (*path.pongs, *path.pings)]
+    resent = path.told()
+    for what, seconds, size, lost in steps:
         now += seconds
+        resent += lost
         if what == "write":
             if flight.written >= flight.look_at and flight.look(now):
                 value += 1
-                flight.note_ping(value, now)
+                flight.note_ping(value, now, resent)
                 out.append(value)
             flight.written += max(0, min(size, flight.room, flight.spacing))
-        elif what == "pong" and out:
-            flight.note_pong(out.pop(0), now)
+        elif what != "skip" and out:
+            answered = out.pop(0 if what == "pong" else -1)
+            out = [number for number in out if number > answered]
+            flight.note_pong(answered, now, resent)
         assert flight.bound >= SLACK_BYTES
         assert flight.spacing <= flight.bound
+        assert 0 < flight.round_trip < 1000 or not flight.round_trip
     for one in out:
         now += 0.01
-        flight.note_pong(one, now)
+        flight.note_pong(one, now, resent)
     if not flight.room and flight.look(now):
-        flight.note_ping(value + 1, now)
-        flight.note_pong(value + 1, now + 0.01)
+        flight.note_ping(value + 1, now, resent)
+        flight.note_pong(value + 1, now + 0.01, resent)
     assert flight.room > 0
+
+
+@pytest.mark.parametrize("losing", [True, False])
+def test_who_is_stopped_looks_for_an_answer_and_then_goes_on(flights, losing):
+    """No answer at all comes to a link that has no room, with and without lost packets."""
+    path = flights[Mode.BOUND]
+    flight, now, resent = copy.deepcopy(path.flight), path.now, path.told()
+    flight.written += flight.room
+    assert not flight.room
+    for turn in range(500):
+        if flight.look(now + turn * 0.01):
+            flight.note_ping(path.sent_pings + 1 + turn, now + turn * 0.01, resent)
+        resent += losing
+    assert flight.room
