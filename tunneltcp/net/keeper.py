@@ -20,6 +20,7 @@ import ctypes
 import errno
 import gc
 import os
+import signal
 import socket
 import sys
 from contextlib import suppress
@@ -40,10 +41,13 @@ PACKET_FDS: Final = 250
 """Descriptors in one packet; the kernel takes 253."""
 
 _COMMAND_BYTES: Final = 32
+_PR_SET_PDEATHSIG: Final = 1
 
 if sys.platform == "linux":
+    _SIGKILL: Final = int(signal.SIGKILL)
     # Looked up before any fork: a child must not start by loading libraries.
     _libc: Final = ctypes.PyDLL(None, use_errno=True)
+    _prctl: Final = _libc.prctl
 
 
 def start_keeper(fd: int, title: str) -> int:
@@ -53,8 +57,6 @@ def start_keeper(fd: int, title: str) -> int:
         OSError: If the system does not do it (then this worker's sockets die with it).
     """
     if sys.platform == "linux":
-        import signal
-
         # It never lets them through again: a signal to all processes of a group is not for it.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
@@ -87,6 +89,8 @@ if sys.platform == "linux":
             gc.disable()  # garbage of a time before us would close numbers of our worker
             if prepare is not None:
                 prepare()
+            # If its master is killed while it is stopped, it would hold the port for ever.
+            _prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
             setproctitle(title)
             while (command := os.read(fd, _COMMAND_BYTES)) not in (b"", LEAVE):
                 _hand_over(fd, command)

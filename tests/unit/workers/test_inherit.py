@@ -6,9 +6,12 @@ import os
 import signal
 import socket
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
+from tests.support.wait import wait_until
+from tests.support.leaks import adopt_orphans, end_orphan
 from tests.support.wait import wait_until
 from tunneltcp.net.keeper import start_keeper
 from tunneltcp.net.sockopt import cookie
@@ -137,3 +140,30 @@ def test_it_ends_with_its_master(worker):
     worker.pair.close()
     wait_until(lambda: os.waitid(os.P_PID, worker.keeper, os.WEXITED | os.WNOHANG | os.WNOWAIT))
     assert worker.reap_keeper() == 0
+
+
+def test_a_keeper_that_is_stopped_ends_with_its_master_all_the_same():
+    """It would hold the port of the next master for ever."""
+    adopt_orphans()
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    master = os.fork()  # noqa: TID251 - a process that can be killed
+    if master == 0:
+        try:
+            _ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            if os.fork() == 0:  # noqa: TID251 - its worker
+                os.write(writer, b"%d" % start_keeper(theirs.fileno(), "a keeper of none"))
+                os._exit(0)
+            signal.pause()
+        finally:
+            os._exit(1)
+    os.close(writer)
+    keeper = int(os.read(reader, 20))
+    wait_until(lambda: b"of none" in Path(f"/proc/{keeper}/cmdline").read_bytes())
+    os.kill(keeper, signal.SIGSTOP)
+    os.kill(master, signal.SIGKILL)
+    os.waitpid(master, 0)
+    try:
+        wait_until(lambda: os.waitid(os.P_PID, keeper, os.WEXITED | os.WNOHANG | os.WNOWAIT))
+    finally:
+        end_orphan(keeper)
+    os.close(reader)
