@@ -6,9 +6,10 @@ The keeper shares the worker's *table* of descriptors (``clone`` with CLONE_FILE
 every socket from the instant the worker has it, and no longer than that: a close is a real
 close. When the worker dies the table lives on, and whoever asks gets all its TCP connections.
 Until then the keeper sleeps in one ``read`` on a pair of sockets that the master made; its end
-of file ends the keeper. It is a child of the master (CLONE_PARENT): a worker that is dead waits
-for nobody. It runs no code while the worker lives, for each page it wrote to would be memory of
-its own, and opens nothing, for the worker would have that too.
+of file ends the keeper, and so does the master's death (PDEATHSIG). It is a child of the master
+(CLONE_PARENT): a worker that is dead waits for nobody. It runs no code while the worker lives,
+for each page it wrote to would be memory of its own, and opens nothing, for the worker would
+have that too.
 
 What is said on the pair: a number (who asks), answered by packets with descriptors and then by
 ``done``, the number and the keeper's pid; ``leave``.
