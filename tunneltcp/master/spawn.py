@@ -310,11 +310,9 @@ def fork() -> tuple[int, SignalMask]:
     """Fork with all signals blocked; the parent's are let through again.
 
     This is fork(2) and not ``os.fork``: that one also calls what libraries want called in a
-    child (the locks of threading, logging and loguru, the seed of random), for threads that
-    the master never has. It touches 150 pages, 0.6 MB of each worker's own memory.
-
-    Returned are the pid and what stays blocked in the child. Not so what an upgrade holds back
-    (``SignalQueue.hold_back``): a worker that is forked then would never hear it.
+    child (locks, the seed of random), for threads that the master never has. It touches 150
+    pages, 0.6 MB of each worker's own memory.
+    What an upgrade holds back is not in the mask: who is forked then would never hear it.
     """
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     pid = -1

@@ -69,33 +69,33 @@ def read_counters(sock: socket.socket) -> TcpCounters:
     Raises:
         OSError: If the kernel does not tell, or it moves all the time.
     """
-    if sys.platform != "linux":
-        raise OSError(0, "this system does not tell")
-    import fcntl
+    if sys.platform == "linux":
+        import fcntl
 
-    def ask(request: int) -> int:
-        return int.from_bytes(fcntl.ioctl(sock.fileno(), request, bytes(4)), sys.byteorder)
+        def ask(request: int) -> int:
+            return int.from_bytes(fcntl.ioctl(sock.fileno(), request, bytes(4)), sys.byteorder)
 
-    for _ in range(_TRIES):
-        before = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-        unacked, unread = ask(_SIOCOUTQ), ask(_SIOCINQ)
-        after = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-        if len(after) < _TCP_INFO_BYTES:
-            break
-        if before[0] == after[0] and before[_ACKED_AT:] == after[_ACKED_AT:]:
-            acked, received = struct.unpack_from("QQ", after, _ACKED_AT)
-            error = 0
-            if after[0] == TcpState.CLOSE:
-                error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            return TcpCounters(
-                state=after[0],
-                acked=acked,
-                unacked=unacked,
-                received=received,
-                unread=unread,
-                error=error,
-            )
-    raise OSError(0, "the connection does not stand still")
+        for _ in range(_TRIES):
+            before = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+            unacked, unread = ask(_SIOCOUTQ), ask(_SIOCINQ)
+            after = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+            if len(after) < _TCP_INFO_BYTES:
+                break
+            if before[0] == after[0] and before[_ACKED_AT:] == after[_ACKED_AT:]:
+                acked, received = struct.unpack_from("QQ", after, _ACKED_AT)
+                error = 0
+                if after[0] == TcpState.CLOSE:
+                    error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                return TcpCounters(
+                    state=after[0],
+                    acked=acked,
+                    unacked=unacked,
+                    received=received,
+                    unread=unread,
+                    error=error,
+                )
+        raise OSError(0, "the connection does not stand still")
+    raise OSError(0, "this system does not tell")
 
 
 def packets_resent(transport: Transport) -> int:

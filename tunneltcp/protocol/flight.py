@@ -48,7 +48,7 @@ MORE_SPANS: Final = 6
 PING_SECONDS: Final = 0.005
 """Time between two PINGs under a bound, and so the size of a batch, which nothing overtakes."""
 QUEUE_SECONDS: Final = 0.012
-"""A shorter queue is left alone: the bound leaves about as much. A home router may hold 20 ms."""
+"""A shorter queue is left alone: a bound leaves about as much. A home router may hold 20 ms."""
 NEAR_SECONDS: Final = 0.005
 """A path whose smallest round trip is shorter than that is this machine or a data centre ..."""
 NEAR_QUEUE_SECONDS: Final = 0.030

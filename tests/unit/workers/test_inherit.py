@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.wait import wait_until
 from tests.support.leaks import adopt_orphans, end_orphan
 from tests.support.wait import wait_until
 from tunneltcp.net.keeper import start_keeper
