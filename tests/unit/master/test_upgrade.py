@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tests.support.leaks import zygote_of
 from tests.support.ports import free_port
 from tests.support.wait import wait_until
 from tests.unit.master.conftest import visit
@@ -98,7 +100,12 @@ def test_one_that_could_and_then_cannot_be_started_changes_nothing(start_master)
     assert refused(master) == "it cannot be started: no such file or directory"
     master.kill(signal.SIGHUP)  # it hears signals again
     wait_until(lambda: "nothing to read again" in master.log(), 5)
-    assert visit(port) == master.tunnel()["pid"]
+    first = visit(port)
+    assert first == master.tunnel()["pid"]
+    os.kill(first, signal.SIGKILL)  # its zygote had gone already
+    wait_until(lambda: master.wait_state("running")["pid"] != first)
+    assert visit(port) != first
+    assert zygote_of(master.pid)
 
 
 def test_a_master_that_stops_waits_for_no_new_code(start_master):
