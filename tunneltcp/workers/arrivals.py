@@ -84,15 +84,6 @@ class _Arrival:
         """Whether a beginning of the magic came, and the rest is waited for."""
 
 
-def _is_visitor(sock: socket.socket) -> bool:
-    """Say whether what came already is not the beginning of a preface."""
-    try:
-        first = sock.recv(len(MAGIC), socket.MSG_PEEK)
-    except OSError:
-        return False
-    return not MAGIC.startswith(first)
-
-
 class Arrivals:
     """Accepts on ``listeners`` and decides."""
 
@@ -161,10 +152,17 @@ class Arrivals:
                     self._accept_on_reserve(listener)
                     return
                 continue  # that one went away before we came: not our trouble
-            if _is_visitor(sock):  # as most are: it need not be watched for that
-                self._owner.on_visitor(sock, address, silent=False)
-            else:
+            try:
+                first = sock.recv(len(MAGIC), socket.MSG_PEEK)
+            except BlockingIOError:
                 self._take(sock, address, on_reserve=False)
+            except OSError:  # reset already; asked again, the kernel would not say so
+                sock.close()
+            else:
+                if MAGIC.startswith(first):
+                    self._take(sock, address, on_reserve=False)
+                else:  # a visitor, as most are: it need not be watched for that
+                    self._owner.on_visitor(sock, address, silent=False)
 
     def _accept_on_reserve(self, listener: socket.socket) -> None:
         """No descriptor is left: look at one connection with the one set aside.
