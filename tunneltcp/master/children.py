@@ -9,9 +9,10 @@ inherits them): they are reaped and forgotten.
 from __future__ import annotations
 
 import os
+import select
 import signal
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tunneltcp.net.loop import READ
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from tunneltcp.net.loop import Loop
 
 __all__ = ["Children"]
+
+END_SECONDS: Final = 1.0
+"""A killed process is gone in a millisecond, unless it sits in the kernel."""
 
 
 class Children:
@@ -51,11 +55,13 @@ class Children:
                 os.kill(pid, number)
 
     def end(self, pid: int) -> None:
-        """Kill a child and reap it now; only for one that holds nothing, for this waits."""
+        """Kill a child; reap it now if it goes within ``END_SECONDS``, else when it goes."""
         self.kill(pid)
-        if pid in self._known:
-            with suppress(ChildProcessError):
-                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        pidfd, _ = self._known.get(pid, (-1, None))
+        if pidfd >= 0:
+            waiting = select.poll()
+            waiting.register(pidfd, select.POLLIN)
+            waiting.poll(END_SECONDS * 1000)
         self._reap_one(pid)
 
     def abort(self, pid: int) -> None:

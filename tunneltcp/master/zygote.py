@@ -120,16 +120,19 @@ class Zygote:
                 self._be_it(theirs, master_pid, mask)
         ours.settimeout(_ANSWER_SECONDS)
         self._pair, self._pid = ours, pid
-        self._children.watch(pid, self._on_exit)
+        self._children.watch(pid, lambda _status: self._forget(pid))
 
     def end(self) -> None:
         """End the process; the next worker needs another one."""
-        if self._pid:
-            self._children.end(self._pid)
+        pid = self._pid
+        self._forget(pid)
+        if pid:
+            self._children.end(pid)
 
-    def _on_exit(self, _status: int) -> None:
-        self._pid = 0
-        if self._pair is not None:
+    def _forget(self, pid: int) -> None:
+        """This one has gone, or goes; there may be another one by now."""
+        if pid == self._pid and self._pair is not None:
+            self._pid = 0
             self._pair.close()
             self._pair = None
 

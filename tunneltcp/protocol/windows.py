@@ -97,8 +97,8 @@ class Windows:
         """The window that this stream had when it was last noted is used up: does it grow?"""
         now = self.clock()
         fast = FAST_ROUND_TRIPS * self.round_trip_seconds
-        is_used_up = now - stream.window_since <= fast
-        if fast and is_used_up and stream.window < FASTEST_RATE * fast:
+        lasted = now - stream.window_since
+        if lasted <= fast and stream.window < FASTEST_RATE * fast:
             stream.set_window(stream.window + self._take_more(stream.window))
         stream.window_since = now
         stream.grow_at = delivered + stream.window

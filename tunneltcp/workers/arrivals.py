@@ -155,14 +155,14 @@ class Arrivals:
             try:
                 first = sock.recv(len(MAGIC), socket.MSG_PEEK)
             except BlockingIOError:
-                self._take(sock, address, on_reserve=False)
+                first = b""
             except OSError:  # reset already; asked again, the kernel would not say so
                 sock.close()
-            else:
-                if MAGIC.startswith(first):
-                    self._take(sock, address, on_reserve=False)
-                else:  # a visitor, as most are: it need not be watched for that
-                    self._owner.on_visitor(sock, address, silent=False)
+                continue
+            if MAGIC.startswith(first):
+                self._take(sock, address, on_reserve=False)
+            else:  # a visitor, as most are: it need not be watched for that
+                self._owner.on_visitor(sock, address, silent=False)
 
     def _accept_on_reserve(self, listener: socket.socket) -> None:
         """No descriptor is left: look at one connection with the one set aside.

@@ -24,6 +24,7 @@ from tests.unit.master.conftest import visit
 from tunneltcp.config.model import TunnelConfig
 from tunneltcp.control.context import AllowedNetworks, Role, WorkerContext
 from tunneltcp.errors import ExitCode
+from tunneltcp.master import children as children_module
 from tunneltcp.master import zygote as module
 from tunneltcp.master.children import Children
 from tunneltcp.master.zygote import Zygote
@@ -143,6 +144,24 @@ def test_one_that_is_lost_is_replaced(nursery, monkeypatch, number):
     assert lost not in children(os.getpid()), "reaped"
     assert nursery.bear()[0] == os.getpid()
     assert zygote_of(os.getpid()) != lost
+
+
+def test_the_master_waits_for_the_end_of_a_lost_one_no_longer_than_that(nursery, monkeypatch):
+    """A process that sits in the kernel: it is reaped when it goes, and its successor stays."""
+    monkeypatch.setattr(children_module, "END_SECONDS", 0.1)
+    nursery.zygote.begin()
+    lost = zygote_of(os.getpid())
+    os.kill(lost, signal.SIGSTOP)
+    with monkeypatch.context() as patch:
+        patch.setattr(Children, "kill", lambda *_: None)  # it does not go
+        nursery.zygote.end()
+    assert nursery.bear()[0] == os.getpid()
+    its_successor = nursery.zygote._pid
+    assert its_successor not in (0, lost)
+    os.kill(lost, signal.SIGKILL)
+    wait_until(lambda: nursery.turn() and lost not in children(os.getpid()))
+    nursery.bear()
+    assert nursery.zygote._pid == its_successor
 
 
 def test_one_whose_end_was_seen_is_replaced(nursery):
