@@ -2,12 +2,13 @@
 
 Theory of operation
 -------------------
-A worker writes into its page of counters by when its loop will turn again, at most 0.6 s
-ahead. Four times a second it is looked whether one is late, and for how long is counted in the
-watchdog's own turns, each worth at most a quarter of a second: who was stopped or starved
-together with his master has not been late for that time. A worker that is late for two seconds
-gets SIGABRT, upon which its interpreter writes where it is into its log, and SIGCONT, since a
-stopped process sees no other signal; half a second later SIGKILL. One worker at a time.
+A worker writes into its page of counters by when its loop will turn again: a tenth of a second
+ahead, or half of one when it is idle. Four times a second it is looked whether one is late, and
+for how long is counted in the watchdog's own turns, each worth at most a quarter of a second:
+who was stopped or starved together with his master has not been late for that time. A worker
+that is late for two seconds gets SIGABRT, upon which its interpreter writes where it is into
+its log, and SIGCONT, since a stopped process sees no other signal; half a second later SIGKILL.
+One worker at a time.
 """
 
 from __future__ import annotations

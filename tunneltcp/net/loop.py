@@ -65,12 +65,11 @@ class Loop:
         self._max_sleep = max_sleep_seconds
         self._running = False
         self._next_beat = 0.0
-        self._was_busy = False
         self.now = clock()
         """Seconds, read once in each turn."""
         self.on_beat: Callable[[float], None] | None = None
         """Called every ``BEAT_SECONDS``, or later if nothing happens, with the time by which it
-        will be called again: an interval and the longest sleep from now."""
+        will be called again: an interval from now, or at the end of the sleep that follows."""
         self.on_turn: Callable[[], None] | None = None
         """Called at the end of each turn, after descriptors and timers."""
 
@@ -129,13 +128,12 @@ class Loop:
         if on_beat is not None:
             if now >= self._next_beat:
                 self._next_beat = now + BEAT_SECONDS
-                on_beat(self._next_beat + self._max_sleep)
-            elif self._was_busy and now + sleep > self._next_beat:
-                sleep = self._next_beat - now  # what happened is told before a long sleep
+                on_beat(now + max(sleep, BEAT_SECONDS))
+            elif now + sleep > self._next_beat:
+                sleep = self._next_beat - now  # a long sleep begins with a beat
         fresh = self._fresh
         fresh.clear()
         ready = poll(sleep)
-        self._was_busy = bool(ready)
         self.now = clock()
         callbacks = self._callbacks
         for fd, events in ready:

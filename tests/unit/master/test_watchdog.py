@@ -50,10 +50,10 @@ class World:
         )
 
     def beat(self, *pids: int) -> None:
-        """Say that these will turn again within 0.6 s."""
+        """Say that these will turn again within 0.5 s."""
         for pid in pids:
             counters = self.tunnels[pid - 1].counters
-            counters[Counter.BEAT_NS] = int((self.clock.now + 0.6) * 1e9)
+            counters[Counter.BEAT_NS] = int((self.clock.now + 0.5) * 1e9)
 
     def pass_time(self, seconds: float, *beating: int) -> None:
         """Let the master turn on time."""
