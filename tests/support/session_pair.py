@@ -29,7 +29,7 @@ from tunneltcp.protocol.arena import MIN_RING_BYTES, Arena
 from tunneltcp.protocol.errors import ResetCode
 from tunneltcp.protocol.frames import MAX_PAYLOAD_BYTES
 from tunneltcp.protocol.rebuild import rebuild_reset, rebuild_stream
-from tunneltcp.protocol.sender import BATCH_BYTES
+from tunneltcp.protocol.sender import BATCH_BYTES, MODEST_BYTES
 from tunneltcp.protocol.session import Session
 from tunneltcp.protocol.table import BYTES_READ as READ_WORD
 from tunneltcp.protocol.table import (
@@ -512,6 +512,7 @@ class Side:
         sender = self.session.sender
         sender.room_bytes = room
         sender.frame_bytes = max(1024, min(MAX_PAYLOAD_BYTES, room // 2))
+        self._tell_sender()
 
     def hold_nothing_back(self) -> None:
         """Give back what :meth:`hold_back` took; whoever waits for room is not told."""
@@ -550,7 +551,17 @@ class Side:
             assert sum(map(len, batch)) <= 2 * BATCH_BYTES, "a batch is about BATCH_BYTES"
             assert all(map(len, batch)), "an empty buffer"
             self.out.offer(batch)
-        return self.out.write(size)
+        count = self.out.write(size)
+        self._tell_sender()
+        return count
+
+    def _tell_sender(self) -> None:
+        """Say what was written, and what may be framed when it is read, as the link does."""
+        sender = self.session.sender
+        sender.is_unwritten = self.out.is_blocked
+        wanted = self.out.is_blocked or sender.has_output
+        is_free = sender.room_bytes >= BATCH_BYTES and not wanted
+        sender.small_bytes = MODEST_BYTES if is_free else 0
 
     def receive(self, wire: Wire | None = None, size: int = MANY) -> int:
         """Take what the other side's wire carries; how many bytes came."""

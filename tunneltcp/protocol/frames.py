@@ -40,6 +40,7 @@ __all__ = [
     "check_open",
     "encode_frame",
     "is_valid_size",
+    "pack_data_header",
 ]
 
 HEADER: Final = struct.Struct("!QQ")
@@ -47,6 +48,8 @@ HEADER_BYTES: Final = HEADER.size
 DATA_HEADER: Final = struct.Struct("!IIQ")
 """The same 16 bytes with the first word in halves: type, size and the id's upper 8 bits,
 then its lower 32. Small numbers are quicker to work with."""
+pack_data_header: Final = DATA_HEADER.pack
+"""Bound once, for the hot path."""
 HEADER_PARTS: Final = struct.Struct("!BHBIQ")
 """The same in five numbers that need no taking apart, but for the first: type and the upper 4
 bits of the size. Then the lower 16 of the size, the id in two parts, the value."""

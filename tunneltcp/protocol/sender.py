@@ -2,9 +2,10 @@
 
 Theory of operation
 -------------------
-What is to be sent waits in three places, served in this order: small frames (what a resumed
+What is to be sent waits in four places, served in this order: small frames (what a resumed
 link begins with, PING, RESET answers, PONG), CREDIT (one per stream, made when it is written,
-so it is always the latest), and streams that wait for their turn. A stream sends at most one
+so it is always the latest), DATA of a packet or less from streams that had nothing waiting,
+framed when it was read, and streams that wait for their turn. A stream sends at most one
 frame of DATA a turn; its OPEN goes before its first DATA, its FIN or RESET behind the last.
 What was handed out can't be overtaken any more, so no more is handed out at once than one
 ``sendmsg`` takes.
@@ -18,7 +19,6 @@ from typing import TYPE_CHECKING, Final
 from tunneltcp.protocol.errors import RemoteProtocolError
 from tunneltcp.protocol.frames import (
     CREDIT_FRAME,
-    DATA_HEADER,
     FIN_DELIVERED,
     HEADER_BYTES,
     IS_RESET,
@@ -26,6 +26,7 @@ from tunneltcp.protocol.frames import (
     TYPE_SHIFT,
     FrameType,
     encode_frame,
+    pack_data_header,
 )
 from tunneltcp.protocol.stream import DISCARD
 
@@ -43,7 +44,8 @@ BATCH_BYTES: Final = 512 * 1024
 MAX_BATCH_BUFFERS: Final = 1000
 """Buffers handed out at once; ``sendmsg`` takes at most 1,024 (IOV_MAX)."""
 MODEST_BYTES: Final = 1400
-"""Who waits with no more than about a packet goes first, while the link is held back."""
+"""About a packet. Who has no more does not wait in line; while the link is held back he does,
+and goes first."""
 MAX_ANSWERS: Final = 65_536
 """Small answers that may wait (about 6 MB): as many as a peer has streams at most."""
 
@@ -70,6 +72,12 @@ class Sender:
         self._on_rings_back = on_rings_back
         self.ready: deque[Stream] = deque()
         """Streams that have something to send, in their turn."""
+        self.framed: list[bytes | memoryview] = []
+        """Frames of DATA, made when they were read: half the work of a turn in line. It is
+        bounded by what a turn of the loop reads, as long as each turn ends with a batch."""
+        self.small_bytes = 0
+        """The most that is framed when it is read. Set by the driver: MODEST_BYTES if the next
+        batch goes out at the end of this turn and has room for all, else 0."""
         self.retired: list[Ring] = []
         """Rings that buffers handed out may still point to."""
         self.is_unwritten = False
@@ -88,7 +96,7 @@ class Sender:
     @property
     def has_output(self) -> bool:
         """Whether :meth:`data_to_send` has something to return, or to give back."""
-        if self.ready or self.retired:
+        if self.ready or self.framed or self.retired:
             return True
         return bool(self._credits or self._answers or self._pong is not None)
 
@@ -112,7 +120,8 @@ class Sender:
         """
         if len(self._answers) >= MAX_ANSWERS:
             raise RemoteProtocolError("the peer makes us answer and does not read")
-        self._answers.append(frame)
+        # Behind what is framed: an answer to RESET says that no more DATA follows.
+        (self.framed or self._answers).append(frame)
 
     def greet(self, frames: list[bytes]) -> None:
         """Send these whole frames before all else: the link is new (1.6 MB at most)."""
@@ -120,7 +129,7 @@ class Sender:
 
     def retire(self, ring: Ring) -> None:
         """Give a ring back as soon as nothing that was handed out can point into it."""
-        if self.is_unwritten:
+        if self.is_unwritten or self.framed:
             self.retired.append(ring)
         else:
             self._arena.give(ring)
@@ -145,6 +154,8 @@ class Sender:
     def clear(self) -> None:
         """The link is lost: nothing of this is sent any more."""
         self.ready.clear()
+        self.framed = []
+        self.small_bytes = 0
         self._credits.clear()
         self._answers.clear()
         self._pong = None
@@ -162,11 +173,13 @@ class Sender:
 
         Everything returned by the call before must have been written by now.
         """
-        if self.retired:
+        if self.retired and not self.framed:
             self._free_retired()
         out: list[bytes | memoryview] = []
         if self._answers or self._credits or self._pong is not None:
             self._append_small(out)
+        if self.framed:
+            self._append_framed(out)
         # What is left of the batch, 16 bytes of header for each frame included.
         left = room = self.room_bytes
         if out:
@@ -178,7 +191,6 @@ class Sender:
             self._let_modest_first()
         longest = self.frame_bytes
         next_stream = ready.popleft
-        pack = DATA_HEADER.pack
         while ready and left > 0 and len(out) < MAX_BATCH_BUFFERS:
             # All who wait, in their turn, as far as a batch has room for four buffers of each.
             turns = len(ready)
@@ -201,7 +213,9 @@ class Sender:
                     if size > longest or stop > ring.size:
                         size = min(size, ring.size - start, longest)
                         stop = start + size
-                    out.append(pack(stream.data_word + size * 256, stream.id_word, sent))
+                    out.append(
+                        pack_data_header(stream.data_word + size * 256, stream.id_word, sent)
+                    )
                     out.append(ring.view[start:stop])
                     sent = stream.sent = sent + size
                     left -= size + 16
@@ -278,6 +292,13 @@ class Sender:
             if stream.endpoint is not DISCARD
         )
         del self._credits[:room]
+
+    def _append_framed(self, out: list[bytes | memoryview]) -> None:
+        """What was framed when it was read; as one piece, if it is too many."""
+        framed, self.framed = self.framed, []
+        if len(out) + len(framed) > MAX_BATCH_BUFFERS:
+            framed = [b"".join(framed)]
+        out += framed
 
     def _append_open(self, stream: Stream, out: list[bytes | memoryview]) -> int:
         payload, stream.open_payload = stream.open_payload, None

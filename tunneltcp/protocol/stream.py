@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Final
 
 from tunneltcp.protocol.arena import MAX_RING_BYTES
 from tunneltcp.protocol.endpoint import DISCARD, Endpoint, take_nothing
-from tunneltcp.protocol.frames import SIZE_SHIFT, FrameType
+from tunneltcp.protocol.frames import SIZE_SHIFT, FrameType, pack_data_header
 from tunneltcp.protocol.table import (
     BYTES_READ,
     CONFIRMED,
@@ -91,7 +91,6 @@ class Stream:
         "peer_fin",
         "queued",
         "read_word",
-        "ready",
         "received",
         "record",
         "repeats_to",
@@ -101,6 +100,7 @@ class Stream:
         "ring_bytes",
         "seen",
         "send",
+        "sender",
         "sent",
         "session",
         "waiting",
@@ -122,7 +122,7 @@ class Stream:
     ) -> None:
         self.session = session
         self.id = stream_id
-        self.ready = session.sender.ready
+        self.sender = session.sender
         self.words = session.table.words
         self.record = record
         self.read_word = record + BYTES_READ
@@ -198,11 +198,7 @@ class Stream:
 
     @property
     def delivered(self) -> int:
-        """How much of what came the endpoint's socket took.
-
-        Usually that is all, so what it did not take is counted: the path of a frame has one
-        number less to store.
-        """
+        """How much of what came the endpoint took; usually all, so the rest is counted."""
         return self.received - self.waiting
 
     @property
@@ -232,17 +228,25 @@ class Stream:
         ring = self.ring
         assert ring is not None, "it has room"
         start = head & ring.mask
+        view = ring.view[start : start + room]  # to the end of the ring, if that is earlier
         try:
-            # A slice ends at the end of the ring, if not earlier.
-            count = receive_into(ring.view[start : start + room])
+            count = receive_into(view)
         except OSError:
             self._release_if_empty()
             raise
         if count:
-            self.words[self.read_word] = self.head = head + count
+            self.words[self.read_word] = self.head = end = head + count
             if not self.queued:
-                self.queued = True
-                self.ready.append(self)
+                sender = self.sender
+                if count <= sender.small_bytes and end <= self.limit:
+                    framed = sender.framed
+                    word = self.data_word + count * 256
+                    framed.append(pack_data_header(word, self.id_word, head))
+                    framed.append(view[:count])
+                    self.sent = end
+                else:
+                    self.queued = True
+                    sender.ready.append(self)
         else:
             self._release_if_empty()
         return count
@@ -255,10 +259,7 @@ class Stream:
         self.session.sender.enqueue(self)
 
     def reset(self, code: ResetCode) -> None:
-        """The endpoint's socket failed: send what was read as far as it may go, then RESET.
-
-        The endpoint is let go of; it is not called again.
-        """
+        """The endpoint's socket failed, and is let go of: send what may go, then RESET."""
         self.words[self.record + FLAGS] |= ERROR_SEEN
         self.session.reset_stream(self, code)
 

@@ -24,7 +24,7 @@ from tunneltcp.protocol.errors import GoawayCode, RemoteProtocolError
 from tunneltcp.protocol.flight import PING_SECONDS, Flight
 from tunneltcp.protocol.frames import MAX_PAYLOAD_BYTES
 from tunneltcp.protocol.liveness import Liveness, Verdict
-from tunneltcp.protocol.sender import BATCH_BYTES
+from tunneltcp.protocol.sender import BATCH_BYTES, MODEST_BYTES
 from tunneltcp.protocol.session import SWEEP_SECONDS
 
 if TYPE_CHECKING:
@@ -238,6 +238,7 @@ class Link:
         if wanted != self._writing:
             self._writing = wanted
             self._loop.modify(self._fd, READ | WRITE if wanted else READ, self.on_events)
+        sender.small_bytes = 0 if wanted or sender.room_bytes < BATCH_BYTES else MODEST_BYTES
 
     def _look(self) -> None:
         """How much may go out now, and is a PING due in front of it?"""
@@ -264,7 +265,7 @@ class Link:
         session = self.session
         sender = session.sender
         # The usual answer without a property, which costs as much as ten plain look-ups.
-        if not self._writing and (sender.ready or sender.has_output):
+        if not self._writing and (sender.framed or sender.ready or sender.has_output):
             self.flush()
         if session.owing and not self._sweeping:
             self._sweeping = True

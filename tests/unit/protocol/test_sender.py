@@ -9,7 +9,12 @@ from tests.support.frame_factory import split_frames
 from tests.support.pattern import pattern
 from tunneltcp.protocol.errors import GoawayCode, RemoteProtocolError, ResetCode
 from tunneltcp.protocol.frames import FrameType
-from tunneltcp.protocol.sender import BATCH_BYTES, MAX_ANSWERS, MAX_BATCH_BUFFERS
+from tunneltcp.protocol.sender import (
+    BATCH_BYTES,
+    MAX_ANSWERS,
+    MAX_BATCH_BUFFERS,
+    MODEST_BYTES,
+)
 
 ID = 1
 
@@ -228,3 +233,106 @@ def test_after_clear_nothing_is_said(bench):
     assert not bench.session.sender.has_output
     assert bench.sent() == []
     assert bench.side.arena.used_bytes == 0
+
+
+class TestFramedWhenRead:
+    """What a driver allows that sends a batch at the end of each turn."""
+
+    @pytest.fixture
+    def prompt(self, new_bench):
+        bench = new_bench("server", first_limit=1 << 20, max_streams=800, budget=1 << 26)
+        bench.session.sender.small_bytes = MODEST_BYTES
+        return bench
+
+    def read(self, end, size):
+        end.write(size)
+        assert end.read() == size
+
+    def test_goes_behind_small_frames_and_before_who_waits(self, prompt):
+        waiting, one, two = (prompt.open() for _ in range(3))
+        self.read(waiting, MODEST_BYTES + 1)
+        self.read(one, MODEST_BYTES)
+        self.read(two, 1)
+        self.read(one, 5)
+        prompt.session.ping(5)
+        frames = prompt.sent()
+        assert [(f.type.name, f.stream_id, f.value, len(f.payload)) for f in frames] == [
+            ("PING", 0, 5, 0),
+            ("DATA", 2, 0, MODEST_BYTES),
+            ("DATA", 3, 0, 1),
+            ("DATA", 2, MODEST_BYTES, 5),
+            ("DATA", 1, 0, MODEST_BYTES + 1),
+        ]
+        assert frames[1].payload == pattern(one.seed, 0, MODEST_BYTES)
+        assert prompt.session.sender.batch_bytes == sum(16 + len(f.payload) for f in frames)
+        assert prompt.sent() == []
+
+    def test_is_nothing_of_a_stream_that_waits_for_its_turn(self, prompt):
+        end = prompt.open()
+        self.read(end, 2000)
+        self.read(end, 10)
+        assert [(f.value, len(f.payload)) for f in prompt.sent()] == [(0, 2010)]
+
+    def test_is_nothing_beyond_the_limit(self, new_bench):
+        bench = new_bench("server", first_limit=100)
+        bench.session.sender.small_bytes = MODEST_BYTES
+        end = bench.open()
+        self.read(end, 90)
+        self.read(end, 20)
+        self.read(end, 20)
+        assert [(f.value, len(f.payload)) for f in bench.sent()] == [(0, 90), (90, 10)]
+        bench.feed(make.credit(ID, 0, 120))
+        self.read(end, 5)
+        assert [(f.value, len(f.payload)) for f in bench.sent()] == [(100, 20)]
+
+    def test_is_what_fin_and_reset_go_behind(self, prompt):
+        for end, over in ((prompt.open(), "FIN"), (prompt.open(), "RESET")):
+            self.read(end, 10)
+            if over == "FIN":
+                end.end()
+                end.read()
+            else:
+                end.fail()
+            assert kinds(prompt.sent()) == ["DATA", over]
+
+    def test_is_not_overtaken_by_the_answer_to_a_reset(self, prompt):
+        """After that answer the peer has forgotten the stream."""
+        end = prompt.open()
+        self.read(end, 10)
+        prompt.feed(make.reset(ID, ResetCode.CANCELLED))
+        assert kinds(prompt.sent()) == ["DATA", "RESET"]
+
+    def test_keeps_its_ring_until_it_is_written(self, prompt):
+        """The stream is over before the turn is, and another reads into a ring."""
+        end, other = prompt.open(), prompt.open()
+        prompt.session.sender.is_unwritten = False
+        self.read(end, 10)
+        used = prompt.side.arena.used_bytes
+        prompt.feed(make.reset(ID, ResetCode.CANCELLED))
+        self.read(other, 500)
+        assert prompt.side.arena.used_bytes > used
+        data = next(f for f in prompt.sent() if f.stream_id == ID)
+        assert data.payload == pattern(end.seed, 0, 10)
+        prompt.session.sender.is_unwritten = False
+        assert prompt.session.sender.has_output, "the link is asked once more"
+        assert prompt.sent() == []
+        assert prompt.side.arena.used_bytes == used
+
+    def test_is_one_piece_when_it_is_too_much_for_one_write(self, prompt):
+        ends = [prompt.open() for _ in range(MAX_BATCH_BUFFERS // 2 + 1)]
+        for end in ends:
+            self.read(end, 3)
+        [piece] = prompt.session.data_to_send()
+        assert [f.stream_id for f in split_frames([piece])] == [e.stream.id for e in ends]
+
+    def test_is_nothing_any_more_when_the_link_is_lost(self, prompt):
+        end = prompt.open()
+        self.read(end, 10)
+        prompt.session.detach()
+        prompt.session.resume(1 << 20)
+        assert kinds(prompt.sent()) == ["SYNC", "STATE"]
+        prompt.feed(make.sync(0, 0))
+        assert [(f.type.name, len(f.payload)) for f in prompt.sent()] == [
+            ("OPEN", 14),
+            ("DATA", 10),
+        ]

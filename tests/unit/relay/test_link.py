@@ -308,6 +308,50 @@ class TestSystemCalls:
         assert not spins(bench.loop)
 
 
+class TestSmallPieces:
+    """Framed when they are read, if they go out at the end of the turn."""
+
+    def test_do_not_wait_in_line_on_a_free_link(self, bench):
+        endpoint = bench.announced()
+        bench.settle()
+        sender = bench.link.session.sender
+        endpoint.write(b"hello")
+        assert sender.framed
+        assert not sender.ready
+        bench.settle()
+        assert not sender.framed
+        assert bench.raw.data(endpoint.stream.id) == b"hello"
+
+    def test_wait_in_line_while_the_link_is_full(self, bench):
+        full, other = bench.announced(), bench.open()
+        for endpoint in (full, other):
+            bench.raw.credit(endpoint.stream.id, 0, 32 << 20)
+        bench.settle()
+        bench.raw.peer.reads = False
+        bench.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+        full.write(bytes(12 << 20))
+        for number in range(5):
+            bench.settle()
+            other.write(pattern(9, 100 * number, 100))
+            assert not bench.link.session.sender.framed
+        bench.raw.peer.reads = True
+        bench.until(lambda: bench.raw.data(other.stream.id) == pattern(9, 0, 500))
+
+    def test_wait_in_line_while_there_is_more_than_one_write_takes(self, bench):
+        """All that was handed out is written, yet the link is to be asked first."""
+        full, other = bench.announced(), bench.open()
+        for endpoint in (full, other):
+            bench.raw.credit(endpoint.stream.id, 0, 32 << 20)
+        bench.settle()
+        bench.sock.takes = 100_000
+        full.write(bytes(2 << 20))
+        bench.stepper.turn()
+        other.write(b"hello")
+        assert not bench.link.session.sender.framed
+        bench.sock.takes = None
+        bench.until(lambda: bench.raw.data(other.stream.id) == b"hello")
+
+
 class TestHeldBack:
     """What the bound and the limit do to a link; what they are is test_flight's."""
 
