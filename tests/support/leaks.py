@@ -76,9 +76,9 @@ def zygote_of(master: int) -> int:
     """
 
     def zygotes() -> list[int]:
-        # What it forks has its title too at first, but not its age.
+        # What it forks has its title too at first, but not its age; in the same tick, its pid.
         named = [child for child in children(master) if ": zygote (" in _name(child)]
-        return sorted(named, key=_began)
+        return sorted(named, key=lambda child: (_began(child), child))
 
     return wait_until(zygotes, 5, "it has a zygote")[0]
 
