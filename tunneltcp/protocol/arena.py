@@ -6,10 +6,11 @@ A ring holds the bytes of one direction of one stream from the moment they were 
 a socket until the peer says that the far socket took them: it is the send buffer and the
 replay buffer in one. The byte at offset *o* of the stream lies at ``o % size``; sizes are
 powers of two. The arena hands rings out in size classes; what is given back is handed out
-again first, most recently used first, because its pages are warm. New space is taken from
-the end, so the block is used up only by the sum of each class's own peak, which a budget
-keeps far below its size. ``tidy`` gives the pages of rings that nobody wanted lately back
-to the system.
+again first, most recently used first, because its pages are warm. If there is none of its
+class, a ring is cut from a larger one whose pages were given back, else from the end of the
+block, else from a larger one. So a small ring is there as long as anything is free: who takes
+over from one dead worker after the other may find the last ring of all in use. ``tidy`` gives
+the pages of rings that nobody wanted lately back to the system.
 
 A ring is named by one 64-bit word, ``(first unit + 1) << 8 | class``, so that a record in
 shared memory changes from one ring to the next with one store.
@@ -97,13 +98,33 @@ class Arena:
                 self._idle_marks[size_class], len(self._free[size_class])
             )
         else:
-            start = self._end
-            if start + wanted > len(self._memory):
+            found = self._new_ring(size_class)
+            if found is None:
                 return None
-            self._end = start + wanted
-            ring = self._ring(start, size_class)
+            ring = found
         self.used_bytes += wanted
         return ring
+
+    def _new_ring(self, size_class: int) -> Ring | None:
+        """Make a ring of a class of which none is free."""
+        ring = self._cut(self._clean, size_class)
+        if ring is not None:
+            return ring
+        start, end = self._end, self._end + (MIN_RING_BYTES << size_class)
+        if end > len(self._memory):
+            return self._cut(self._free, size_class)
+        self._end = end
+        return self._ring(start, size_class)
+
+    def _cut(self, free: list[list[Ring]], size_class: int) -> Ring | None:
+        """Cut a ring from the smallest larger one; what is left of that is free as it was."""
+        larger = next((n for n in range(size_class + 1, _CLASSES) if free[n]), None)
+        if larger is None:
+            return None
+        start = ((free[larger].pop().word >> 8) - 1) * MIN_RING_BYTES
+        for rest in range(size_class, larger):
+            free[rest].append(self._ring(start + (MIN_RING_BYTES << rest), rest))
+        return self._ring(start, size_class)
 
     def _ring(self, start: int, size_class: int) -> Ring:
         word = (start // MIN_RING_BYTES + 1) << 8 | size_class

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Protocol
 
+from tunneltcp.protocol.arena import MIN_RING_BYTES
 from tunneltcp.protocol.errors import GoawayCode, RemoteProtocolError, ResetCode
 from tunneltcp.protocol.frames import (
     FIN_DELIVERED,
@@ -98,7 +99,7 @@ class Session:
         """The highest id used (by us or by the peer, whoever opens)."""
         self._over_read = self._over_delivered = 0
         self.resets = 0
-        self.starved: list[Stream] = []
+        self.starved: dict[Stream, None] = {}
         """Streams that wait for a ring because the budget is used up."""
         self.owing: list[Stream] = []
         self.goaway_frame: bytes | None = None
@@ -123,12 +124,8 @@ class Session:
     def open_stream(self, endpoint: Endpoint, cookie: int, addresses: bytes) -> Stream | None:
         """Open a stream for a visitor; None if there is no room for another.
 
-        While there is no link, or the peer is leaving, OPEN waits.
-
-        Args:
-            endpoint: What the stream moves bytes to and from.
-            cookie: The kernel's name for the visitor's socket.
-            addresses: The payload of OPEN, see :func:`~.frames.check_open`.
+        While there is no link, or the peer is leaving, OPEN waits. ``cookie`` is the kernel's
+        name for the visitor's socket; ``addresses`` see :func:`~.frames.check_open`.
         """
         window = None if self.table.is_full else self.windows.take()
         if window is None:
@@ -236,8 +233,7 @@ class Session:
     def sweep(self) -> None:
         """Send CREDIT for streams of which all was delivered and nothing more came.
 
-        Call it every ``SWEEP_SECONDS`` while :attr:`owing` is not empty. So an idle stream
-        soon holds no ring on the other side.
+        Every ``SWEEP_SECONDS`` while any is :attr:`owing`: the idle hold no ring over there.
         """
         still = []
         for stream in self.owing:
@@ -384,11 +380,18 @@ class Session:
         self.sender.answer(encode_frame(FrameType.RESET, stream_id, 0, payload))
 
     def feed_starved(self) -> None:
-        """Rings came back: let the streams read again that found none."""
-        starved, self.starved = self.starved, []
-        for stream in starved:
-            stream.paused = False
-            stream.endpoint.resume_reading()
+        """Rings came back: as many who found none may read again, who came first first."""
+        starved = self.starved
+        if not starved:
+            return
+        room = self.arena.left_bytes // MIN_RING_BYTES
+        while starved and room > 0:
+            stream = next(iter(starved))
+            del starved[stream]
+            if stream.endpoint is not DISCARD:
+                room -= 1
+                stream.paused = False
+                stream.endpoint.resume_reading()
 
 
 _SPARE_RECORD: Final = 504

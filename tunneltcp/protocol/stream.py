@@ -341,8 +341,7 @@ class Stream:
         if ring is None:
             ring = arena.take(1)
         if ring is None:
-            if self not in self.session.starved:
-                self.session.starved.append(self)
+            self.session.starved[self] = None
             return None
         self.ring = ring
         self.free_to = self.acked + ring.size

@@ -155,6 +155,7 @@ class Worker:
     def _tidy(self) -> None:
         self.loop.call_later(TIDY_SECONDS, self._tidy)
         self.memory.arena.tidy()
+        self.session.feed_starved()  # in place of any that were let read and never did
         self.buffer.tidy()
         counters = self.counters
         counters[Counter.LOG_DROPPED] = dropped_lines()

@@ -125,3 +125,34 @@ def test_tidy_without_anybody_to_discard():
     arena.tidy()
 
     assert arena.take(1)
+
+
+def test_a_ring_is_cut_from_a_larger_one_that_lies_clean_then_from_the_end_then_from_any():
+    arena, discarded = new_arena(size=8 * K16)
+    large = arena.take(4 * K16)
+    arena.give(large)
+    behind = arena.take(1)
+    assert behind.word >> 8 == 5, "from the end: the pages of the large one are warm"
+    arena.tidy()
+    arena.tidy()
+    assert discarded == [(0, 4 * K16)]
+    assert [arena.take(1).word >> 8 for _ in range(4)] == [1, 2, 3, 4]
+    rest = arena.take(2 * K16)
+    assert rest.word >> 8 == 6
+    arena.give(rest)
+    assert [arena.take(1).word >> 8 for _ in range(3)] == [8, 6, 7]
+    assert arena.take(1) is None
+    assert arena.used_bytes == 8 * K16
+
+
+def test_what_is_left_of_a_warm_ring_is_given_back_to_the_system_like_others():
+    arena, discarded = new_arena(size=4 * K16)
+    arena.give(arena.take(4 * K16))
+    used = arena.take(1)
+    for _ in range(3):
+        arena.tidy()
+    assert sorted(discarded) == [(K16, K16), (2 * K16, 2 * K16)]
+    arena.give(used)
+    for _ in range(2):
+        arena.tidy()
+    assert min(discarded) == (0, K16)

@@ -24,6 +24,17 @@ def word(unit: int, size_class: int) -> int:
     return (unit + 1) << 8 | size_class
 
 
+def units_of(rings):
+    """Which units these cover; none twice."""
+    units = sorted(
+        unit
+        for ring in rings
+        for unit in range((ring.word >> 8) - 1, (ring.word >> 8) - 1 + ring.size // K16)
+    )
+    assert len(units) == len(set(units))
+    return units
+
+
 class TestRings:
     def adopt(self, words, units=64):
         discarded = []
@@ -52,14 +63,42 @@ class TestRings:
         taken = list(rings.values())
         while (ring := arena.take(1)) is not None:
             taken.append(ring)
-        # All 16 units but what larger rings have: nothing twice.
-        units = [
-            u
-            for ring in taken
-            for u in range((ring.word >> 8) - 1, (ring.word >> 8) - 1 + ring.size // K16)
-        ]
-        assert len(units) == len(set(units))
-        assert {3, 9, 10, 11, 12} <= set(units)
+        assert units_of(taken) == list(range(16)), "all of it, and nothing twice"
+
+    def test_no_ring_is_refused_because_the_last_of_all_is_in_use(self):
+        arena, rings, _ = self.adopt([word(63, 0)])
+        taken = [*rings.values()]
+        for size in (4 * K16, K16, 8 * K16):
+            taken.append(arena.take(size))
+            assert taken[-1].size == size
+        while (ring := arena.take(1)) is not None:
+            taken.append(ring)
+        assert units_of(taken) == list(range(64))
+
+    def test_after_a_thousand_takeovers_there_is_a_ring_as_long_as_any_is_left(self):
+        """Each worker takes rings behind those that it found; none may drift to the end."""
+        chance, budget = random.Random(9), 64 * K16
+        memory = memoryview(bytearray(8 * budget))
+        kept: list[int] = []
+        for _ in range(1000):
+            arena = Arena(memory, budget)
+            rings = list(arena.adopt(kept).values())
+            assert len(rings) == len(kept)
+            for _ in range(30):
+                if rings and chance.random() < 0.5:
+                    arena.give(rings.pop(chance.randrange(len(rings))))
+                elif (ring := arena.take(K16 << chance.randrange(5))) is not None:
+                    rings.append(ring)
+                else:
+                    while rings and arena.left_bytes < K16:
+                        arena.give(rings.pop())
+                    small = arena.take(1)
+                    assert small is not None
+                    rings.append(small)
+                if chance.random() < 0.1:
+                    arena.tidy()
+            units_of(rings)
+            kept = [ring.word for ring in rings]
 
     def test_two_that_overlap_are_none(self):
         _, rings, _ = self.adopt([word(0, 2), word(3, 0), word(8, 0)])

@@ -351,15 +351,34 @@ def test_a_ring_that_comes_back_feeds_the_starved(bench):
     assert two.read() == 100
 
 
-def test_all_who_starve_are_fed(bench):
-    one, two = starve(bench)
+def test_who_starves_is_fed_in_turn_as_far_as_there_are_rings(bench):
+    """Were all of a thousand fed for one ring, each ring would cost a thousand reads."""
+    _, two = starve(bench)
     three = bench.open()
     three.write(1)
     assert three.read() == -1
     bench.feed(make.credit(1, 100, MIB))
     bench.sent()
-    assert one.watching
     assert two.watching
+    assert not three.watching
+    assert two.read() == 100
+    bench.sent()
+    bench.feed(make.credit(2, 100, MIB))
+    bench.sent()
+    assert three.watching
+    assert three.read() == 1
+
+
+def test_who_is_gone_takes_nobody_the_turn_to_be_fed(bench):
+    one, two = starve(bench)
+    three = bench.open()
+    three.write(1)
+    three.read()
+    two.fail()
+    bench.feed(make.credit(1, 100, MIB))
+    bench.sent()
+    bench.sent()
+    assert one.stream.ring is None
     assert three.watching
 
 

@@ -224,6 +224,14 @@ class TestCounters:
         assert tunnel.server.counter(Counter.RTT_US) == 0
 
 
+def test_who_was_let_read_and_never_did_keeps_no_ring_from_others(world, tunnel):
+    tunnel.visit(b"hello")
+    session = tunnel.server.worker.session
+    session.starved[next(iter(session.streams.values()))] = None
+    world.pass_time(1.2)
+    assert not session.starved
+
+
 class TestRecords:
     def test_of_a_visitor_name_its_socket_and_what_was_read(self, world, tunnel):
         tunnel.app.reads = False
