@@ -5,10 +5,11 @@ Theory of operation
 A worker writes into its page of counters by when its loop will turn again: a tenth of a second
 ahead, or half of one when it is idle. Four times a second it is looked whether one is late, and
 for how long is counted in the watchdog's own turns, each worth at most a quarter of a second:
-who was stopped or starved together with his master has not been late for that time. A worker
-that is late for two seconds gets SIGABRT, upon which its interpreter writes where it is into
-its log, and SIGCONT, since a stopped process sees no other signal; half a second later SIGKILL.
-One worker at a time.
+who was stopped or starved together with his master has not been late for that time. Whoever
+has beaten since the last look turns, however slowly, and is late anew. A worker that is late
+for two seconds gets SIGABRT, upon which its interpreter writes where it is into its log, and
+SIGCONT, since a stopped process sees no other signal; half a second later SIGKILL. One worker
+at a time.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ class Watchdog:
         self._children = children
         self._tunnels = tunnels
         self._clock = clock
-        self._late: dict[int, float] = {}
-        """By pid: for how long it has been late by now, in our turns."""
+        self._late: dict[tuple[int, int], float] = {}
+        """By pid and beat: for how long it has been late by now, in our turns."""
         self._ending: int | None = None
         self._looked = loop.now
         self._timer = loop.call_later(TURN_SECONDS, self._turn)
@@ -68,20 +69,20 @@ class Watchdog:
         self._timer.cancel()
 
     def _turn(self) -> None:
-        now, beat = self._loop.now, self._clock()
+        now, now_ns = self._loop.now, self._clock()
         passed = min(now - self._looked, TURN_SECONDS)
         self._looked = now
         self._timer = self._loop.call_later(TURN_SECONDS, self._turn)
-        late: dict[int, float] = {}
+        late: dict[tuple[int, int], float] = {}
         for tunnel in self._tunnels:
             pid = tunnel.pid
             if (
                 pid is not None
                 and tunnel.life.state in (ProcessState.RUNNING, ProcessState.STOPPING)
-                and tunnel.counters[Counter.BEAT_NS] < beat
+                and (beat := tunnel.counters[Counter.BEAT_NS]) < now_ns
             ):
-                late[pid] = self._late.get(pid, 0.0) + passed
-                if late[pid] > HANG_SECONDS and self._ending is None:
+                late[pid, beat] = self._late.get((pid, beat), 0.0) + passed
+                if late[pid, beat] > HANG_SECONDS and self._ending is None:
                     self._end(tunnel, pid)
         self._late = late
 

@@ -13,7 +13,7 @@ from tunneltcp.control.counters import COUNTERS_BYTES, Counter
 from tunneltcp.master.children import Children
 from tunneltcp.master.process import ProcessState
 from tunneltcp.master.watchdog import HANG_SECONDS, HUNG, STACK_SECONDS, TURN_SECONDS, Watchdog
-from tunneltcp.net.loop import Loop
+from tunneltcp.net.loop import BEAT_SECONDS, Loop
 
 
 class Recorded(Children):
@@ -93,6 +93,16 @@ def test_a_beat_at_the_last_moment_forgives_all(world):
         world.pass_time(0.5 + HANG_SECONDS, 1, 3)
         world.beat(2)
         world.loop.turn(wait=False)
+    assert world.kills == []
+
+
+@pytest.mark.parametrize("looks", [1, 2, 7])
+def test_one_that_turns_slowly_is_left_alone(world, looks):
+    """On a starved machine: late at every look, and yet it turns."""
+    for _ in range(40):
+        promised = world.clock.now + BEAT_SECONDS
+        world.tunnels[1].counters[Counter.BEAT_NS] = int(promised * 1e9)
+        world.pass_time(looks * TURN_SECONDS, 1, 3)
     assert world.kills == []
 
 
