@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.support import frame_factory as make
 from tests.support.frame_factory import split_frames
+from tests.support.pattern import pattern
 from tests.support.session_pair import MANY, SessionPair
 from tunneltcp.protocol.arena import MIN_RING_BYTES
+from tunneltcp.protocol.errors import ResetCode
 from tunneltcp.protocol.frames import MAX_PAYLOAD_BYTES, FrameType
 
 
@@ -239,3 +241,65 @@ def test_control_frames_overtake_data():
 
     kinds = [f.type for f in split_frames(bytes(pair.server.out.flying))]
     assert kinds[:3] == [FrameType.PING, FrameType.PONG, FrameType.DATA]
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["read", "read", "write", "lie", "reset", "fail", "end"]),
+        st.integers(0, 3),
+        st.sampled_from([1, 500, 1400, 1401, 20_000, 70_000]),
+    ),
+    min_size=1,
+    max_size=40,
+)
+
+
+@example([("read", 0, 500), ("lie", 0, 1), ("read", 1, 500)])
+@example([("read", 0, 500), ("lie", 0, 1), ("write", 0, 1), ("read", 1, 500)])
+@example([("read", 0, 500), ("write", 0, 1), ("lie", 0, 1), ("read", 1, 500)])
+@given(STEPS)
+def test_whatever_waits_goes_out_whole_in_order_and_behind_nothing_final(steps):
+    """Small pieces are framed when they are read; rings come back meanwhile, to others."""
+    pair, visits = pair_at_rest(4)
+    server = pair.server
+    for what, number, size in steps:
+        end = visits[number].visitor
+        stream = end.stream
+        if what == "write":
+            server.write(size)
+        elif end.over or end.ended:
+            continue
+        elif what == "read":
+            end.write(size)
+            end.read()
+        elif what == "end":
+            end.ended = end.read_bytes == end.written
+            end.read()
+        elif what == "fail":
+            end.fail()
+        else:
+            lie = make.credit(stream.id, stream.sent, MANY)
+            frame = lie if what == "lie" else make.reset(stream.id, ResetCode.CANCELLED)
+            server.session.receive(memoryview(frame), len(frame))
+        server.check()
+    while server.write():
+        pass
+    assert not server.session.sender.has_output
+
+    sent = dict.fromkeys((visit.visitor.stream.id for visit in visits), 0)
+    over = set()
+    for frame in split_frames(bytes(server.out.flying)):
+        if frame.type is FrameType.CREDIT or not frame.stream_id:
+            continue
+        assert frame.stream_id not in over, f"{frame} behind the end of its stream"
+        if frame.type is FrameType.DATA:
+            seed = visits[frame.stream_id - 1].visitor.seed
+            assert frame.value == sent[frame.stream_id]
+            assert frame.payload == pattern(seed, frame.value, len(frame.payload))
+            sent[frame.stream_id] += len(frame.payload)
+        else:
+            over.add(frame.stream_id)
+    for visit in visits:
+        end = visit.visitor
+        if end.over != "aborted":
+            assert sent[end.stream.id] == min(end.read_bytes, end.stream.limit)

@@ -558,7 +558,8 @@ class Side:
     def _tell_sender(self) -> None:
         """Say what was written, and what may be framed when it is read, as the link does."""
         sender = self.session.sender
-        sender.is_unwritten = self.out.is_blocked
+        if not self.out.is_blocked:
+            sender.is_unwritten = False
         wanted = self.out.is_blocked or sender.has_output
         is_free = sender.room_bytes >= BATCH_BYTES and not wanted
         sender.small_bytes = MODEST_BYTES if is_free else 0

@@ -267,6 +267,12 @@ class TestFramedWhenRead:
         assert prompt.session.sender.batch_bytes == sum(16 + len(f.payload) for f in frames)
         assert prompt.sent() == []
 
+    def test_is_something_to_send(self, prompt):
+        end = prompt.open()
+        assert not prompt.session.sender.has_output
+        self.read(end, 1)
+        assert prompt.session.sender.has_output
+
     def test_is_nothing_of_a_stream_that_waits_for_its_turn(self, prompt):
         end = prompt.open()
         self.read(end, 2000)
@@ -336,3 +342,5 @@ class TestFramedWhenRead:
             ("OPEN", 14),
             ("DATA", 10),
         ]
+        self.read(end, 5)
+        assert prompt.session.sender.ready, "what the last link allowed is not the next one's"
