@@ -279,8 +279,8 @@ def test_whatever_waits_goes_out_whole_in_order_and_behind_nothing_final(steps):
             end.fail()
         else:
             lie = make.credit(stream.id, stream.sent, MANY)
-            frame = lie if what == "lie" else make.reset(stream.id, ResetCode.CANCELLED)
-            server.session.receive(memoryview(frame), len(frame))
+            said = lie if what == "lie" else make.reset(stream.id, ResetCode.CANCELLED)
+            server.session.receive(memoryview(said), len(said))
         server.check()
     while server.write():
         pass

@@ -73,8 +73,8 @@ class Sender:
         self.ready: deque[Stream] = deque()
         """Streams that have something to send, in their turn."""
         self.framed: list[bytes | memoryview] = []
-        """Frames of DATA, made when they were read: half the work of a turn in line. It is
-        bounded by what a turn of the loop reads, as long as each turn ends with a batch."""
+        """Frames of DATA, made when they were read: half the work of a turn in line. Each is
+        two buffers; no more than a turn of the loop reads, as long as it ends with a batch."""
         self.small_bytes = 0
         """The most that is framed when it is read. Set by the driver: MODEST_BYTES if the next
         batch goes out at the end of this turn and has room for all, else 0."""
@@ -118,10 +118,13 @@ class Sender:
         Raises:
             RemoteProtocolError: If the peer makes us answer and does not read.
         """
-        if len(self._answers) >= MAX_ANSWERS:
+        if len(self._answers) + len(self.framed) >= MAX_ANSWERS:
             raise RemoteProtocolError("the peer makes us answer and does not read")
-        # Behind what is framed: an answer to RESET says that no more DATA follows.
-        (self.framed or self._answers).append(frame)
+        if self.framed:
+            # Behind it: an answer to RESET says that no more DATA follows.
+            self.framed += (frame[:HEADER_BYTES], frame[HEADER_BYTES:])
+        else:
+            self._answers.append(frame)
 
     def greet(self, frames: list[bytes]) -> None:
         """Send these whole frames before all else: the link is new (1.6 MB at most)."""
@@ -294,11 +297,10 @@ class Sender:
         del self._credits[:room]
 
     def _append_framed(self, out: list[bytes | memoryview]) -> None:
-        """What was framed when it was read; as one piece, if it is too many."""
-        framed, self.framed = self.framed, []
-        if len(out) + len(framed) > MAX_BATCH_BUFFERS:
-            framed = [b"".join(framed)]
-        out += framed
+        """What was framed when it was read: whole frames. Is one left, nothing else fits in."""
+        count = (MAX_BATCH_BUFFERS - len(out) + 1) // 2 * 2
+        out += self.framed[:count]
+        del self.framed[:count]
 
     def _append_open(self, stream: Stream, out: list[bytes | memoryview]) -> int:
         payload, stream.open_payload = stream.open_payload, None

@@ -324,12 +324,40 @@ class TestFramedWhenRead:
         assert prompt.sent() == []
         assert prompt.side.arena.used_bytes == used
 
-    def test_is_one_piece_when_it_is_too_much_for_one_write(self, prompt):
-        ends = [prompt.open() for _ in range(MAX_BATCH_BUFFERS // 2 + 1)]
+    @pytest.mark.parametrize("size", [3, MODEST_BYTES])
+    def test_goes_on_in_the_next_batch_when_it_is_too_much_for_one_write(self, prompt, size):
+        """What overtakes it goes between two frames, what is said last goes behind all."""
+        ends = [prompt.open() for _ in range(MAX_BATCH_BUFFERS // 2 + 5)]
         for end in ends:
-            self.read(end, 3)
-        [piece] = prompt.session.data_to_send()
-        assert [f.stream_id for f in split_frames([piece])] == [e.stream.id for e in ends]
+            self.read(end, size)
+            if end is ends[3]:
+                prompt.feed(make.reset(end.stream.id, ResetCode.CANCELLED))
+        ends[-1].end()
+        ends[-1].read()
+        batches = []
+        for number in range(2):
+            prompt.session.ping(number + 1)
+            batches.append(b"".join(buffers := prompt.session.data_to_send()))
+            assert len(buffers) <= 1024
+            assert len(batches[-1]) < 1.5 * BATCH_BYTES
+        one, two = map(split_frames, batches)
+        assert [one[0].value, two[0].value] == [1, 2]
+        data = [f for f in one + two if f.type is FrameType.DATA]
+        assert [f.stream_id for f in data] == [end.stream.id for end in ends]
+        for frame, end in zip(data, ends, strict=True):
+            assert frame.payload == pattern(end.seed, 0, size)
+        assert kinds(one)[4:6] == ["DATA", "RESET"]
+        assert kinds(two)[-2:] == ["DATA", "FIN"]
+        assert prompt.sent() == []
+
+    def test_makes_no_room_for_more_answers(self, prompt, monkeypatch):
+        monkeypatch.setattr("tunneltcp.protocol.sender.MAX_ANSWERS", 10)
+        ends = [prompt.open() for _ in range(6)]
+        self.read(ends[0], 1)
+        for end in ends[:4]:
+            prompt.feed(make.reset(end.stream.id, ResetCode.CANCELLED))
+        with pytest.raises(RemoteProtocolError, match="does not read"):
+            prompt.feed(make.reset(ends[4].stream.id, ResetCode.CANCELLED))
 
     def test_is_nothing_any_more_when_the_link_is_lost(self, prompt):
         end = prompt.open()
