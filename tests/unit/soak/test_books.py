@@ -9,7 +9,8 @@ import pytest
 
 from soak_books import MIB, Member, Sample, all_memory, flat, grown
 
-RING_BYTES = 8 * MIB
+RING_BYTES = 32 * MIB
+"""Far more than what else changes in a process of tests meanwhile."""
 
 
 WORKERS = [Member(pid, "server", "worker") for pid in range(10)]
