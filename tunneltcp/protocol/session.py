@@ -182,6 +182,7 @@ class Session:
     def _part(self, stream: Stream) -> Endpoint:
         """Part a stream that is over from its endpoint; return that, to be told."""
         self.windows.give(stream.window)
+        self.starved.pop(stream, None)
         self._over_read += stream.head
         self._over_delivered += stream.delivered
         endpoint = stream.endpoint
@@ -388,10 +389,9 @@ class Session:
         while starved and room > 0:
             stream = next(iter(starved))
             del starved[stream]
-            if stream.endpoint is not DISCARD:
-                room -= 1
-                stream.paused = False
-                stream.endpoint.resume_reading()
+            room -= 1
+            stream.paused = False
+            stream.endpoint.resume_reading()
 
 
 _SPARE_RECORD: Final = 504

@@ -375,6 +375,7 @@ def test_who_is_gone_takes_nobody_the_turn_to_be_fed(bench):
     three.write(1)
     three.read()
     two.fail()
+    assert list(bench.session.starved) == [three.stream], "nor is it remembered"
     bench.feed(make.credit(1, 100, MIB))
     bench.sent()
     bench.sent()
