@@ -6,6 +6,7 @@ import importlib.util
 import random
 import signal
 import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -40,6 +41,17 @@ def test_a_short_run_ends_by_itself() -> None:
     for line in lines:
         assert int(line.split()[2]) > 100
         assert line.endswith("inputs in 1 s: nothing found")
+
+
+def test_its_memory_is_its_own(fuzz: ModuleType) -> None:
+    """What a parent has had is no finding; what the process itself has, is."""
+    before = fuzz._peak_mib()
+    ballast = bytearray(b"x") * (before + 100 << 20)
+    assert fuzz._peak_mib() >= before + 100
+    script = str(ROOT / "scripts/fuzz.py")
+    code = f"import runpy; print(runpy.run_path({script!r})['_peak_mib']())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert 0 < int(done.stdout) < before + 100 <= len(ballast) >> 20
 
 
 def test_no_such_target() -> None:

@@ -240,14 +240,21 @@ def start_master(folders, monkeypatch):
                 master.kill()
         master.wait_left()
         if master.code == -signal.SIGKILL:
-            _reap_orphans(before)  # they came to us; the kernel has killed them
+            _reap_orphans(before)  # they came to us; the kernel kills them
     before.check()
 
 
 def _reap_orphans(before: Snapshot) -> None:
-    for pid in before.new_children():
-        with suppress(ChildProcessError):
-            os.waitpid(pid, os.WNOHANG)
+    """Reap what the kernel kills, as soon as it has; who is not killed stays for the check."""
+
+    def are_reaped() -> bool:
+        for pid in before.new_children():
+            with suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+        return not before.new_children()
+
+    with suppress(AssertionError):
+        wait_until(are_reaped, 5)
 
 
 class _Master(Master):
