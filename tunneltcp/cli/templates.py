@@ -135,8 +135,8 @@ KillMode=mixed
 TimeoutStopSec={service.stop_seconds}
 # A worker that the kernel killed for memory is replaced by its master.
 OOMPolicy=continue
-# One process for each tunnel (500 at most), a few helpers, and air.
-TasksMax=1024
+# Two processes for each tunnel (500 at most), as many while all are replaced, and air.
+TasksMax=4096
 {_USERS if service.is_users else _system(service)}
 [Install]
 WantedBy={"default.target" if service.is_users else "multi-user.target"}

@@ -118,7 +118,7 @@ class Sender:
         Raises:
             RemoteProtocolError: If the peer makes us answer and does not read.
         """
-        if len(self._answers) + len(self.framed) >= MAX_ANSWERS:
+        if len(self._answers) + len(self.framed) // 2 >= MAX_ANSWERS:
             raise RemoteProtocolError("the peer makes us answer and does not read")
         if self.framed:
             # Behind it: an answer to RESET says that no more DATA follows.

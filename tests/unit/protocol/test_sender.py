@@ -351,9 +351,9 @@ class TestFramedWhenRead:
         assert prompt.sent() == []
 
     def test_makes_no_room_for_more_answers(self, prompt, monkeypatch):
-        monkeypatch.setattr("tunneltcp.protocol.sender.MAX_ANSWERS", 10)
+        monkeypatch.setattr("tunneltcp.protocol.sender.MAX_ANSWERS", 5)
         ends = [prompt.open() for _ in range(6)]
-        self.read(ends[0], 1)
+        self.read(ends[0], 1)  # one frame
         for end in ends[:4]:
             prompt.feed(make.reset(end.stream.id, ResetCode.CANCELLED))
         with pytest.raises(RemoteProtocolError, match="does not read"):
