@@ -113,12 +113,12 @@ class TlsConnection:
         Afterwards something may have come behind it: read before waiting for the socket.
 
         Raises:
-            OSError: It failed; ``strerror`` says how.
+            OSError: It failed; ``strerror`` says how. A ConnectionError: it was cut.
         """
         with suppress(BlockingIOError):
             data = self._sock.recv(min(MAX_RECORD_BYTES, self._take_raw()))
             if not data:
-                raise _failure("closed in the middle of it")
+                raise ConnectionResetError(errno.ECONNRESET, "closed in the middle of it")
             self._raw_left -= len(data)
             self._incoming.write(data)
         return self._step()
@@ -314,6 +314,11 @@ class ClientTls:
     context: ssl.SSLContext
     server_name: str = ""
     """The name that its certificate must have; empty: any."""
+
+    @classmethod
+    def of(cls, verify: bool | Path, host: str) -> ClientTls:
+        """Return what is asked of ``host`` with this ``verify`` in the config."""
+        return cls(context=client_context(verify), server_name=host if verify else "")
 
 
 @lru_cache(maxsize=2)

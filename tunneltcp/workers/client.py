@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tunneltcp.advice import Trouble, link_trouble, target_trouble
 from tunneltcp.control.counters import Counter
 from tunneltcp.net.address import format_address, literal_addresses
-from tunneltcp.net.tls import ClientTls, client_context
+from tunneltcp.net.tls import ClientTls
 from tunneltcp.protocol.errors import GoawayCode, ResetCode
 from tunneltcp.protocol.messages import Hello, RefusedCode
 from tunneltcp.protocol.stream import DISCARD
@@ -44,7 +44,7 @@ class ClientWorker(Worker):
 
     def __init__(self, context: WorkerContext, host: Host | None = None) -> None:
         super().__init__(context, host)
-        self._tls = client_tls(context) if context.tls else None
+        self._tls = ClientTls.of(context.verify, context.server_host) if context.tls else None
         self._server_addresses = literal_addresses(context.server_host, context.link_port)
         self._target_addresses = literal_addresses(context.target_host, context.target_port)
         self._resolve_after: dict[tuple[str, int], float] = {}
@@ -53,6 +53,8 @@ class ClientWorker(Worker):
         self._dial_timer: Timer | None = None
         self._dialling_since = self.loop.now
         self._refusals = 0
+        self._was_cut_off = False
+        """Whether somebody hung up on an attempt since the last link."""
         self._target_nameless = ""
         """Why the name of the target has no address; empty if it has some."""
         self._target_down = ""
@@ -210,19 +212,26 @@ class ClientWorker(Worker):
             self._dial_soon(0.0)
             prove_one(self._attempts)
             return
-        count = len(self._server_addresses)
-        untried = refusal is None and count > 0 and self._next_address % count > 0
-        # One address of several is no reason for alarm, nor is a doubted link that still is.
-        if not untried and self.link is None:
+        at_once = refusal is None and self._is_worth_another(attempt)
+        # One of several tries is no reason for alarm, nor is a doubted link that still is.
+        if not at_once and self.link is None:
             named = self.context.server_host, self.context.link_port
             self._tell_no_link(trouble, attempt.where_in_words(named), detail)
         if refusal is not None:
             self._refusals += 1
             heals = refusal.code in (RefusedCode.IN_USE, RefusedCode.DRAINING)
             self._dial_soon(refused_seconds(self._refusals, heals=heals))
-        elif untried:
+        elif at_once:
             self._dial_soon(0.0)
         prove_one(self._attempts)
+
+    def _is_worth_another(self, attempt: Attempt) -> bool:
+        """Whether to dial again at once."""
+        if attempt.was_cut_off and not self._was_cut_off:
+            self._was_cut_off = True  # its worker died, and has a successor by now
+            return True
+        count = len(self._server_addresses)
+        return count > 0 and self._next_address % count > 0
 
     def on_welcome(self, attempt: Attempt, welcome: Welcome, rest: bytes) -> None:
         """The first of all that speaks is the link."""
@@ -234,6 +243,7 @@ class ClientWorker(Worker):
             why = "its key is an old one" if is_old else "silent"
             self.drop_link(f"{why}, replaced by a new one")
         self._refusals = 0
+        self._was_cut_off = False
         others = [one for one in self._server_addresses if one != attempt.address]
         self._server_addresses = [attempt.address, *others]
         self._next_address = 0
@@ -388,9 +398,3 @@ class ClientWorker(Worker):
     def _leave_if_empty(self) -> None:
         if not self._relays:
             self.leave()
-
-
-def client_tls(context: WorkerContext) -> ClientTls:
-    """Return what this client asks of its server."""
-    name = context.server_host if context.verify else ""
-    return ClientTls(context=client_context(context.verify), server_name=name)

@@ -102,6 +102,8 @@ class Attempt:
         self._registered = False
         self.is_connected = False
         """Whether somebody answered at all."""
+        self.was_cut_off = False
+        """Whether somebody answered, and then ended the connection."""
         self.local: tuple[object, ...] = ()
         """This end's address, once it is connected."""
 
@@ -184,6 +186,7 @@ class Attempt:
         try:
             done = connection.shake_hands()
         except OSError as error:
+            self.was_cut_off = isinstance(error, ConnectionError)
             self._fail(Trouble.TLS_FAILED, str(error.strerror).lower())
             return
         if done:
@@ -269,6 +272,7 @@ class Attempt:
     def _fail(self, trouble: Trouble, detail: str = "", refusal: Refusal | None = None) -> None:
         if self.is_open:
             self.cancel()
+            self.was_cut_off |= self.is_connected and trouble is Trouble.HANGS_UP
             self._owner.on_failure(self, trouble, detail, refusal)
 
 

@@ -181,6 +181,24 @@ class TestDialling:
         world.settle()
         assert client.worker.link is not None
 
+    def test_hung_up_on_it_dials_again_at_once_and_says_nothing(self, world, raw, client):
+        """The server's worker died with the attempt in its hands; the next one serves."""
+        raw.decide = lambda end: end.peer.finish() if len(raw.ends) == 2 else end.welcome()
+        raw.up[0].peer.finish()
+        world.settle(40)  # no time passes
+        assert len(raw.ends) == 3
+        assert len(raw.up) == 1
+        assert [message["state"] for message in client.told("link")] == ["up", "down", "up"]
+        assert "trouble" not in client.told("link")[1]
+
+    def test_hung_up_on_twice_it_takes_its_time_and_says_why(self, world, raw, app):
+        raw.decide = lambda end: end.peer.sock.fileno() < 0 or end.peer.reset()
+        client = world.client(raw.port, app.port)
+        world.settle(40)
+        assert len(raw.ends) == 2
+        assert [message["trouble"] for message in client.told("link")] == ["hangs up"]
+        assert len(dials(world, raw, 3.0)) in (3, 4, 5)
+
     def test_a_refused_connection_is_no_hot_loop(self, world, app, closed_port):
         client = world.client(closed_port, app.port)
         world.pass_time(3.0)

@@ -294,6 +294,15 @@ class TestClient:
         world.until(lambda: client.told("link"))
         assert client.told("link")[0]["trouble"] == "foreign"
 
+    @pytest.mark.parametrize("how", ["finish", "reset"])
+    def test_a_server_that_dies_in_the_handshake_is_dialled_again_at_once(self, world, how):
+        raw, client = self.dial(world, None, speaks=False)
+        world.until(lambda: len(raw.ends[0].peer.received) > PREFACE_BYTES)
+        getattr(raw.ends[0].peer, how)()
+        world.settle(20)  # no time passes
+        assert len(raw.ends) == 2
+        assert not client.told("link"), "it may well be nothing"
+
     def test_a_server_of_tls_1_2_is_none(self, world):
         raw, client = self.dial(world, None, speaks=False)
         end = raw.ends[0]
