@@ -26,6 +26,7 @@ from tests.support.sockets import (
 )
 from tests.support.visitors import Load
 from tests.support.wait import wait_until
+from tunneltcp.cli.ask import ask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -183,8 +184,9 @@ def test_a_target_that_is_reached_and_answers(world: World) -> None:
     """The client connects to it although there is no link any more."""
     with connect(world.by_hand, timeout=20) as visitor:
         visitor.sendall(b"hello")
-        client = world.pair.client
-        wait_until(lambda: client.tunnel(world.by_hand)["visitors"] == 1, 5)
+        who = {"op": "who", "port": world.by_hand}
+        run_dir = world.pair.client.run_dir
+        wait_until(lambda: [one["bytes_in"] for one in ask(run_dir, who)["visitors"]] == [5], 5)
         with paused(world, world.by_hand), accept(world.target) as target:
             assert receive_exactly(target, 5) == b"hello"
             target.sendall(b"welcome")

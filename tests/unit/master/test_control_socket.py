@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.leaks import Snapshot
 from tests.support.require import require_root
 from tunneltcp.control.codec import FrameDecoder, encode_frame
 from tunneltcp.master.control_socket import ControlSocket
@@ -56,11 +56,11 @@ class Bench:
 
 @pytest.fixture
 def bench(tmp_path):
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    before = Snapshot.take()
     made = Bench(tmp_path / "control.sock")
     yield made
     made.close()
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert not before.new_descriptors()
     assert not made.path.exists()
 
 

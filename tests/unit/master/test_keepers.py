@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 from loguru import logger
 
 from tests.support.fake_master import _context
+from tests.support.leaks import Snapshot
 from tunneltcp.control.context import Role
 from tunneltcp.control.counters import COUNTERS_BYTES, Counter
 from tunneltcp.master import keepers as module
@@ -172,10 +172,10 @@ def test_an_old_one_that_dies_is_not_asked(bench):
 def test_after_a_fork_that_failed_nothing_is_left_over(bench):
     bench.worker()
     bench.dies()
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    before = Snapshot.take()
     context = bench.keepers.equip(bench.context)
     bench.keepers.forked(failed=True)
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert not before.new_descriptors()
     assert bench.worker().old_keeper_fds == context.old_keeper_fds
 
 

@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+from tests.support.leaks import Snapshot
 from tests.unit.master.conftest import fake_key
 from tunneltcp.config.model import Config, TunnelConfig
 from tunneltcp.config.token_reader import TokenReader
@@ -50,12 +51,12 @@ def test_a_server_without_a_token_has_one_afterwards(tmp_path):
 def test_without_a_token_the_old_keys_stay(tmp_path):
     keys = keys_of(tmp_path)
     keys.make(Config(tunnels=TUNNELS, tls=False, token=NONE))
-    before = os.listdir("/proc/self/fd")  # noqa: PTH208
+    before = Snapshot.take()
     missing = TokenPlace(kind="file", where=str(tmp_path / "missing"))
     with pytest.raises(ConfigError, match="cannot be read"):
         keys.make(Config(tunnels=TUNNELS, tls=False, token=missing))
     assert read_keys(keys.keys_fd(60001)) == {fake_key("", 60001): ""}
-    assert os.listdir("/proc/self/fd") == before, "no descriptor is left"  # noqa: PTH208
+    assert not before.new_descriptors()
     keys.close()
 
 

@@ -7,10 +7,10 @@ import os
 import socket
 import struct
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
+from tests.support.leaks import Snapshot
 from tests.support.ports import free_port
 from tunneltcp.master import resources
 from tunneltcp.master.resources import (
@@ -70,12 +70,12 @@ def test_both_families_on_one_port():
 
 def test_a_busy_port_keeps_none():
     port = free_port()
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    before = Snapshot.take()
     with socket.create_server(("::1", port), family=socket.AF_INET6):
         with pytest.raises(PortBusy, match=f"port {port} is busy") as caught:
             open_listeners(port, ("127.0.0.1", "::1"))
         assert caught.value.in_use
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert not before.new_descriptors()
 
 
 def test_a_missing_ipv6_address_is_left_out_if_another_is_there():
