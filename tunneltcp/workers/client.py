@@ -208,30 +208,27 @@ class ClientWorker(Worker):
     ) -> None:
         """Another attempt follows in its time; only a refusal makes us slower."""
         self._attempts.remove(attempt)
-        if refusal is not None and refusal.code is RefusedCode.STALE:
+        is_first_cut = attempt.was_cut_off and not self._was_cut_off
+        if is_first_cut:  # its worker died with it; the next one serves at the same address
+            self._was_cut_off = True
+            self._next_address -= 1
+        if is_first_cut or (refusal is not None and refusal.code is RefusedCode.STALE):
             self._dial_soon(0.0)
             prove_one(self._attempts)
             return
-        at_once = refusal is None and self._is_worth_another(attempt)
-        # One of several tries is no reason for alarm, nor is a doubted link that still is.
-        if not at_once and self.link is None:
+        count = len(self._server_addresses)
+        untried = refusal is None and count > 0 and self._next_address % count > 0
+        # One address of several is no reason for alarm, nor is a doubted link that still is.
+        if not untried and self.link is None:
             named = self.context.server_host, self.context.link_port
             self._tell_no_link(trouble, attempt.where_in_words(named), detail)
         if refusal is not None:
             self._refusals += 1
             heals = refusal.code in (RefusedCode.IN_USE, RefusedCode.DRAINING)
             self._dial_soon(refused_seconds(self._refusals, heals=heals))
-        elif at_once:
+        elif untried:
             self._dial_soon(0.0)
         prove_one(self._attempts)
-
-    def _is_worth_another(self, attempt: Attempt) -> bool:
-        """Whether to dial again at once."""
-        if attempt.was_cut_off and not self._was_cut_off:
-            self._was_cut_off = True  # its worker died, and has a successor by now
-            return True
-        count = len(self._server_addresses)
-        return count > 0 and self._next_address % count > 0
 
     def on_welcome(self, attempt: Attempt, welcome: Welcome, rest: bytes) -> None:
         """The first of all that speaks is the link."""

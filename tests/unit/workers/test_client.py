@@ -181,8 +181,14 @@ class TestDialling:
         world.settle()
         assert client.worker.link is not None
 
-    def test_hung_up_on_it_dials_again_at_once_and_says_nothing(self, world, raw, client):
-        """The server's worker died with the attempt in its hands; the next one serves."""
+    @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+    def test_hung_up_on_it_dials_the_same_address_at_once(self, world, raw, app, host):
+        """The server's worker died with the attempt in its hands; the next one serves.
+
+        localhost: nobody answers on ::1.
+        """
+        client = world.client(raw.port, app.port, server_host=host)
+        wait_up(world, raw)
         raw.decide = lambda end: end.peer.finish() if len(raw.ends) == 2 else end.welcome()
         raw.up[0].peer.finish()
         world.settle(40)  # no time passes
