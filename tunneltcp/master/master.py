@@ -29,6 +29,7 @@ from tunneltcp.master.children import Children
 from tunneltcp.master.contexts import make_context
 from tunneltcp.master.control_socket import ControlSocket
 from tunneltcp.master.folders import CONTROL_SOCKET, InstanceLock, make_folders, make_log_folder
+from tunneltcp.master.freeze import freeze
 from tunneltcp.master.helpers import Helpers, Lookups
 from tunneltcp.master.identity import Identity
 from tunneltcp.master.monitor import Monitor
@@ -46,7 +47,6 @@ from tunneltcp.master.resources import computed_budget
 from tunneltcp.master.rollout import Rollout
 from tunneltcp.master.secrets import SPARE, PortSecrets
 from tunneltcp.master.signals import SignalQueue
-from tunneltcp.master.spawn import freeze
 from tunneltcp.master.status import master_status
 from tunneltcp.master.stopped import StoppedPorts
 from tunneltcp.master.stopping import Stopping

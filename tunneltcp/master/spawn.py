@@ -50,7 +50,6 @@ __all__ = [
     "fork_helper",
     "fork_program",
     "fork_worker",
-    "freeze",
     "keeper_of",
     "make_keeper",
     "merge_memory",
@@ -72,16 +71,6 @@ _IGNORED: Final = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 
 # Looked up before any fork: a child must not start by loading libraries.
 _libc = ctypes.PyDLL(None, use_errno=True)
-
-
-def freeze() -> None:
-    """Get ready to fork many: what exists now is never looked at by the collector again.
-
-    Without it the first collection in each worker would write to every object and so
-    copy the master's pages: 5.4 MB of private memory instead of 1 MB.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 def merge_memory() -> None:
