@@ -24,7 +24,7 @@ import mmap
 import sys
 from itertools import chain
 from types import CodeType, FrameType, GeneratorType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     Words = ctypes.Array[ctypes.c_uint32]
@@ -91,8 +91,8 @@ def _immortal_count(words: Words) -> int | None:
 
 def _stop_counting(words: Words, mark: int) -> int:
     """Make immortal all that the collector knows, and all that this refers to."""
-    seen: set[int] = set()
     found = gc.get_objects()
+    seen: set[int] = set()  # made behind that: what the walk itself needs is not to stay
     while found:
         fresh = dict(zip(map(id, found), found, strict=True))
         for number in fresh.keys() & seen:
@@ -106,8 +106,9 @@ def _stop_counting(words: Words, mark: int) -> int:
     return len(seen)
 
 
-def _parts(code: CodeType) -> tuple[Any, ...]:
-    """Return what a code object refers to; the collector does not know of it."""
-    names = (*code.co_varnames, *code.co_freevars, *code.co_cellvars)
-    texts = (code.co_filename, code.co_name, code.co_qualname)
-    return (code.co_consts, code.co_names, *names, *texts, code.co_exceptiontable)
+def _parts(code: CodeType) -> tuple[object, ...]:
+    """Return what a code object refers to, and is used; the collector does not know of it.
+
+    Names of variables are not: to ask for them makes a tuple that stays.
+    """
+    return (code.co_consts, code.co_names, code.co_filename, code.co_name, code.co_qualname)

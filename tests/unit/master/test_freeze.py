@@ -147,3 +147,13 @@ def test_the_collector_is_as_it_was() -> None:
     program = "module.freeze(); print(json.dumps(gc.isenabled()))"
     assert run(sys.executable, LOOK + program) is True
     assert gc.isenabled() == enabled
+
+
+def test_nothing_of_the_walk_itself_stays(pythons: list[str]) -> None:
+    program = """
+before = sys.getallocatedblocks()
+module.freeze()
+print(json.dumps(sys.getallocatedblocks() - before))
+"""
+    for python in pythons:
+        assert run(python, LOOK + program) < 1000, python
