@@ -4,7 +4,9 @@
 #   docker run -d --network host -v /etc/tunneltcp:/etc/tunneltcp:ro -v tunneltcp:/var/lib/tunneltcp tunneltcp
 #   docker run ... tunneltcp --role client --config /etc/tunneltcp/client.json --server vps.example.com
 
-FROM python:3.11-slim AS build
+# 3.12 and newer share more memory between processes (OPERATIONS.md); the tests run on 3.11.
+ARG PYTHON=3.11
+FROM python:${PYTHON}-slim AS build
 WORKDIR /source
 COPY requirements.lock ./
 # Wheels of what the lock pins, with its hashes; from here on nothing is downloaded, and so
@@ -24,7 +26,7 @@ RUN pip wheel --no-cache-dir --disable-pip-version-check --no-deps --no-build-is
     && pip --python /opt/tunneltcp/venv/bin/python install --no-cache-dir --disable-pip-version-check \
       --root-user-action ignore --no-index --find-links /wheels tunneltcp
 
-FROM python:3.11-slim
+FROM python:${PYTHON}-slim
 # Numbers, so that "runAsNonRoot" and the owner of a mounted folder can be checked.
 RUN groupadd --gid 10001 tunneltcp \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /var/lib/tunneltcp \

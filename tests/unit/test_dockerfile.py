@@ -38,11 +38,11 @@ def copied():
 
 def test_each_instruction_is_one():
     known = {
-        *("FROM", "WORKDIR", "COPY", "RUN", "ENV", "USER", "VOLUME", "STOPSIGNAL"),
+        *("ARG", "FROM", "WORKDIR", "COPY", "RUN", "ENV", "USER", "VOLUME", "STOPSIGNAL"),
         *("HEALTHCHECK", "ENTRYPOINT", "CMD"),
     }
     words = [word for word, _ in instructions()]
-    assert words[0] == "FROM"
+    assert words[:2] == ["ARG", "FROM"]
     assert set(words) <= known
     assert words.index("USER") > len(words) - 1 - words[::-1].index("RUN")
 
@@ -96,4 +96,5 @@ def test_the_shell_can_read_what_is_run():
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the image has 3.11")
 def test_the_image_has_the_python_that_the_tests_run_on():
     images = [text.split()[0] for word, text in instructions() if word == "FROM"]
-    assert images == ["python:3.11-slim"] * 2
+    assert images == ["python:${PYTHON}-slim"] * 2
+    assert [text for word, text in instructions() if word == "ARG"] == ["PYTHON=3.11"]

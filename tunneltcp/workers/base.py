@@ -22,6 +22,7 @@ from tunneltcp.log import Throttle, dropped_lines, log_access
 from tunneltcp.net.loop import Loop
 from tunneltcp.protocol.errors import GoawayCode, ResetCode
 from tunneltcp.protocol.session import Session
+from tunneltcp.relay.heap import Heap
 from tunneltcp.relay.memory import receive_buffer
 from tunneltcp.workers.congestion import use_congestion
 from tunneltcp.workers.host import MasterHost
@@ -59,6 +60,7 @@ class Worker:
         if context.forgets or not context.crash_safe:
             self.memory.clear()
         self.buffer = receive_buffer()
+        self._heap = Heap()
         self.counters = self.host.map_counters()
         self.keys = context.keys
         """Keys that are good now, the preferred one first."""
@@ -158,6 +160,7 @@ class Worker:
         self.session.feed_starved()  # in place of any that were let read and never did
         self.buffer.tidy()
         counters = self.counters
+        self._heap.tidy(counters[Counter.BYTES_IN] + counters[Counter.BYTES_OUT])
         counters[Counter.LOG_DROPPED] = dropped_lines()
         counters[Counter.DESCRIPTORS] = self.host.count_descriptors()
         counters[Counter.RESETS_TOTAL] = self._done_resets + self.session.resets
