@@ -11,6 +11,7 @@ import pytest
 
 from tunneltcp.control.counters import Counter, LinkState
 from tunneltcp.errors import ExitCode
+from tunneltcp.relay.heap import Heap
 from tunneltcp.workers import host
 
 
@@ -77,6 +78,15 @@ class TestCounters:
     def test_lines_that_were_dropped_are_counted(self, world, bench):
         world.pass_time(1.1)
         assert bench.counter(Counter.LOG_DROPPED) == 0
+
+    def test_the_heap_hears_how_much_has_moved(self, world, bench):
+        heard = []
+        bench.worker._heap = Heap(heard.append)
+        world.pass_time(2.2)
+        assert heard == []
+        bench.worker._done_in += 5  # of workers before it
+        world.pass_time(3.3)
+        assert heard == [0]
 
     @pytest.mark.parametrize("kernel_says", [True, False])
     def test_descriptors_are_counted_also_those_nobody_knows_of(
