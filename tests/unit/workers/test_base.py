@@ -80,7 +80,7 @@ class TestCounters:
         assert bench.counter(Counter.LOG_DROPPED) == 0
 
     def test_the_heap_hears_how_much_has_moved(self, world, bench):
-        heard = []
+        heard: list[int] = []
         bench.worker._heap = Heap(heard.append)
         world.pass_time(2.2)
         assert heard == []
