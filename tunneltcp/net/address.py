@@ -13,6 +13,8 @@ __all__ = [
     "literal_addresses",
     "local_address",
     "pack_address",
+    "pack_own_address",
+    "peer_address",
     "unpack_address",
 ]
 
@@ -55,6 +57,7 @@ def _interface_index(scope: str) -> int:
         return 0
 
 
+@lru_cache(maxsize=128)
 def is_loopback(address: SocketAddress) -> bool:
     """Say whether an address to connect to is this very machine's own."""
     host = str(address[1][0])
@@ -68,6 +71,14 @@ def pack_address(address: object) -> bytes:
         if packed:
             return packed + int(address[1]).to_bytes(2, "big")
     return b"\0"
+
+
+def pack_own_address(sock: socket.SocketType) -> bytes:
+    """Return the address of our end as OPEN carries it; there are only a few of those."""
+    return _pack_again(local_address(sock))
+
+
+_pack_again: Final = lru_cache(maxsize=128)(pack_address)
 
 
 @lru_cache(maxsize=128)
@@ -92,10 +103,18 @@ def unpack_address(packed: bytes) -> str:
     return format_address((socket.inet_ntop(family, packed[1 : 1 + size]), port))
 
 
-def local_address(sock: socket.socket) -> object:
+def local_address(sock: socket.SocketType) -> object:
     """Return the address of our end, or nothing if the connection is gone already."""
     try:
         return sock.getsockname()
+    except OSError:
+        return None
+
+
+def peer_address(sock: socket.SocketType) -> object:
+    """Return the address of the other end, or nothing if there is no connection."""
+    try:
+        return sock.getpeername()
     except OSError:
         return None
 

@@ -37,7 +37,8 @@ class Doors:
 
     def admits_visitor(self, address: object) -> bool:
         """Say whether a visitor may come from there."""
-        return self._visitors.admits(_host(address))
+        visitors = self._visitors
+        return visitors.are_all or visitors.admits(_host(address))
 
     def link_trouble(self, address: object) -> str:
         """Return why no link may come from there; empty if one may."""
