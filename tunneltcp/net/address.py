@@ -11,7 +11,6 @@ __all__ = [
     "format_address",
     "is_loopback",
     "literal_addresses",
-    "local_address",
     "pack_address",
     "pack_own_address",
     "peer_address",
@@ -75,7 +74,10 @@ def pack_address(address: object) -> bytes:
 
 def pack_own_address(sock: socket.SocketType) -> bytes:
     """Return the address of our end as OPEN carries it; there are only a few of those."""
-    return _pack_again(local_address(sock))
+    try:
+        return _pack_again(sock.getsockname())
+    except OSError:  # the connection is gone already
+        return b"\0"
 
 
 _pack_again: Final = lru_cache(maxsize=128)(pack_address)
@@ -101,14 +103,6 @@ def unpack_address(packed: bytes) -> str:
     family = socket.AF_INET if size == 4 else socket.AF_INET6
     port = int.from_bytes(packed[1 + size : 3 + size], "big")
     return format_address((socket.inet_ntop(family, packed[1 : 1 + size]), port))
-
-
-def local_address(sock: socket.SocketType) -> object:
-    """Return the address of our end, or nothing if the connection is gone already."""
-    try:
-        return sock.getsockname()
-    except OSError:
-        return None
 
 
 def peer_address(sock: socket.SocketType) -> object:

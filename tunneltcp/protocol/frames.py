@@ -34,14 +34,13 @@ __all__ = [
     "MAX_OFFSET",
     "MAX_PAYLOAD_BYTES",
     "MAX_STREAMS",
-    "SIZES",
+    "PAYLOAD_SIZES",
     "SIZE_SHIFT",
     "SYNC_FRAME",
     "TYPE_SHIFT",
     "FrameType",
     "check_open",
     "encode_frame",
-    "is_valid_size",
     "pack_data_header",
 ]
 
@@ -98,7 +97,7 @@ class FrameType(IntEnum):
     GOAWAY = 10
 
 
-SIZES: Final[dict[int, range]] = {
+PAYLOAD_SIZES: Final[dict[int, range]] = {
     FrameType.OPEN: range(2, 39),
     FrameType.DATA: range(1, MAX_PAYLOAD_BYTES + 1),
     FrameType.FIN: range(1),
@@ -110,12 +109,7 @@ SIZES: Final[dict[int, range]] = {
     FrameType.STATE: range(9, 10),
     FrameType.GOAWAY: range(2, 3),
 }
-"""How many bytes of payload each type may have."""
-
-
-def is_valid_size(frame_type: int, size: int) -> bool:
-    """Say whether a frame of this type may carry ``size`` bytes; unknown types may not."""
-    return size in SIZES.get(frame_type, ())
+"""How many bytes a frame of each type may carry; other types may not come at all."""
 
 
 def encode_frame(

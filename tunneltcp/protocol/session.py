@@ -332,7 +332,8 @@ class Session:
             stream.acknowledge(delivered)
         if fin_delivered:
             stream.fin_acked = True
-            self.forget_if_over(stream)
+            if stream.fin_delivered:
+                self.forget_if_over(stream)
         elif stream.paused and stream.fin_at < 0:
             stream.paused = False
             stream.endpoint.resume_reading()

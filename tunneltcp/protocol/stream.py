@@ -162,11 +162,11 @@ class Stream:
         self.waiting = 0
         """How much of that the endpoint still keeps."""
         self.granted = granted
-        self.set_window(window)
+        self.window = window
         self.grow_at = FIRST_LOOK_BYTES
         """When this much is delivered, the window was used up once since ``window_since``."""
         self.window_since = -1e9
-        self.credit_at = self.credit_step
+        self.credit_at = self.credit_step = min(window // 4, MAX_UNREPORTED_BYTES)
         """CREDIT is due when this much was delivered."""
         self.credit_due = False
         self.owe_at = 0

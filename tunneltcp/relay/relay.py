@@ -118,7 +118,7 @@ class Relay:
     def on_events(self, events: int) -> None:
         """The socket is ready."""
         if events != READ:
-            if events & WRITE:
+            if events & self._mask & WRITE:
                 self.stream.take_in_hand()
                 self._drain()
             if not events & self._mask & READ:
@@ -229,7 +229,8 @@ class Relay:
     def close(self) -> None:
         """Both directions have finished."""
         self.ended = CLOSED
-        self._watch(0)
+        if self._mask:
+            self._watch(0)
         close_cleanly(self._sock)
         self._on_over(self)
 

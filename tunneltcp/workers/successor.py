@@ -250,6 +250,7 @@ class ServerSuccessor(_Successor, ServerWorker):
 
     def restore(self) -> None:
         """Know the client again; visitors that it never answered wait on."""
+        self.counters[Counter.VISITORS] = len(self._relays)
         owner = unpack_owner(self.memory.table.owner, self.keys)
         self._owner_ids = (self.key_clients.get(owner.key, ""), *owner.ids)
         self._owner, self.link_key = owner.address, owner.key
