@@ -146,7 +146,7 @@ class Session:
         stream.endpoint = endpoint
         self.last_id = stream_id
         self.streams[stream_id] = stream
-        if self.can_open:
+        if self.sender.is_attached and not (self.peer_leaves or self.links.awaits_sync):
             self.sender.open(stream)
         else:
             stream.open_payload = addresses
@@ -157,11 +157,6 @@ class Session:
     def is_attached(self) -> bool:
         """Whether there is a link."""
         return self.sender.is_attached
-
-    @property
-    def can_open(self) -> bool:
-        """Whether an OPEN may go out now: there is a peer, it stays, and it has said SYNC."""
-        return self.sender.is_attached and not (self.peer_leaves or self.links.awaits_sync)
 
     def reset_stream(self, stream: Stream, code: ResetCode) -> None:
         """End a stream by RESET from our side; its endpoint is let go of, not called."""
@@ -327,9 +322,15 @@ class Session:
         self.acknowledge(stream, delivered, fin_delivered=fin_delivered)
 
     def acknowledge(self, stream: Stream, delivered: int, *, fin_delivered: bool) -> None:
-        """The far socket took this much of the stream: room for more."""
+        """The far socket took this much of the stream: room for more, or no need of a ring."""
         if delivered > stream.acked:
-            stream.acknowledge(delivered)
+            stream.acked = delivered
+            ring = stream.ring
+            if ring is not None and delivered == stream.head:
+                stream.drop_ring()
+                self.sender.retire(ring)
+            elif ring is not None:
+                stream.free_to = delivered + ring.size
         if fin_delivered:
             stream.fin_acked = True
             if stream.fin_delivered:

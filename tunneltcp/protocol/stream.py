@@ -376,24 +376,14 @@ class Stream:
         """Nothing was read into a fresh ring: an idle stream holds none."""
         ring = self.ring
         if self.head == self.acked and ring is not None:
-            self.words[self.record + RING_WORD] = 0
-            self.ring = None
-            self.free_to = 0
+            self.drop_ring()
             session = self.session
             session.arena.give(ring)
             if session.starved:
                 session.feed_starved()
 
-    def acknowledge(self, delivered: int) -> None:
-        """The far socket took this much: room for more, or no need of a ring any more."""
-        self.acked = delivered
-        ring = self.ring
-        if ring is None:
-            return
-        if delivered == self.head:
-            self.words[self.record + RING_WORD] = 0
-            self.ring = None
-            self.free_to = 0
-            self.sender.retire(ring)
-        else:
-            self.free_to = delivered + ring.size
+    def drop_ring(self) -> None:
+        """All that was read was delivered, or nothing was read: it holds no ring."""
+        self.words[self.record + RING_WORD] = 0
+        self.ring = None
+        self.free_to = 0

@@ -152,7 +152,7 @@ class Relay:
             self.stream.send = self._send
             self._watch(self._mask & ~WRITE)
             if self._fin_waits:
-                self._finish_output()
+                self.deliver_fin()
 
     def _watch(self, mask: int) -> None:
         """Ask the loop for ``mask``, and for nothing else."""
@@ -190,18 +190,16 @@ class Relay:
         """Pass the peer's FIN on, behind what waits and once there is a connection."""
         if self._out or self.is_connecting:
             self._fin_waits = True
-        else:
-            self._finish_output()
-
-    def _finish_output(self) -> None:
+            return
         self._fin_waits = False
-        self.stream.record_fin()
+        stream = self.stream
+        stream.record_fin()
         try:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError:
             self._fail()
             return
-        self.stream.fin_done()
+        stream.fin_done()
 
     def resume_reading(self) -> None:
         """There is room in the ring again."""

@@ -34,11 +34,12 @@ class Doors:
         allow = (*NEAR, *networks.allow) if self._near_only else networks.allow
         self._links = Networks(allow, networks.deny)
         self._visitors = Networks(networks.visitors_allow, networks.visitors_deny)
+        self.bar_visitors = not self._visitors.are_all
+        """Whether there is any visitor who may not come."""
 
     def admits_visitor(self, address: object) -> bool:
         """Say whether a visitor may come from there."""
-        visitors = self._visitors
-        return visitors.are_all or visitors.admits(_host(address))
+        return self._visitors.admits(_host(address))
 
     def link_trouble(self, address: object) -> str:
         """Return why no link may come from there; empty if one may."""

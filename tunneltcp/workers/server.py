@@ -127,7 +127,8 @@ class ServerWorker(Worker):
 
     def on_visitor(self, sock: socket.SocketType, address: object, *, silent: bool) -> None:
         """A visitor: open a stream, or hold it until there is a link."""
-        if not self._doors.admits_visitor(address):
+        doors = self._doors
+        if doors.bar_visitors and not doors.admits_visitor(address):
             sock.close()
             self.counters[Counter.VISITORS_REFUSED] += 1
             self.warn("visitors_allow", barred_visitor(address))
