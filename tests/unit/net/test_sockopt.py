@@ -137,6 +137,17 @@ def test_close_cleanly_sends_all_bytes_and_fin(prepared_pair):
     assert len(receive_all(other)) == size
 
 
+def test_close_cleanly_of_what_is_over_at_both_ends_sends_nothing_more(prepared_pair):
+    one, other = prepared_pair
+    one.send(b"all of it")
+    one.shutdown(socket.SHUT_WR)
+    other.shutdown(socket.SHUT_WR)
+    assert one.recv(10) == b""
+    close_cleanly(one)
+    assert receive_all(other) == b"all of it"
+    assert other.getsockopt(SOL, socket.SO_ERROR) == 0
+
+
 def test_closing_otherwise_sends_rst(prepared_pair):
     one, other = prepared_pair
     one.send(b"half of an answer")
