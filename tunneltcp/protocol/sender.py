@@ -14,7 +14,6 @@ What was handed out can't be overtaken any more, so no more is handed out at onc
 
 from __future__ import annotations
 
-import struct
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
@@ -55,8 +54,6 @@ MAX_ANSWERS: Final = 65_536
 
 
 _OPEN_WORD: Final = FrameType.OPEN << TYPE_SHIFT
-_FIN_WORD: Final = FrameType.FIN << TYPE_SHIFT
-_pack_word: Final = struct.Struct("!Q").pack
 _CREDIT_TO_STATE: Final = (FrameType.STATE - FrameType.CREDIT) << TYPE_SHIFT
 
 
@@ -127,14 +124,6 @@ class Sender:
             self.framed += (HEADER.pack(word, stream.granted), payload)
         else:
             stream.open_payload = payload
-            self.enqueue(stream)
-
-    def finish(self, stream: Stream) -> None:
-        """Send FIN, for a stream that does not wait in line: at once, if all was sent."""
-        if self.small_bytes and stream.sent == stream.head:
-            stream.fin_sent = True
-            self.framed += (_pack_word(_FIN_WORD + stream.id), _pack_word(stream.fin_at))
-        else:
             self.enqueue(stream)
 
     def owe_credit(self, stream: Stream) -> None:

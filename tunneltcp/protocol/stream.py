@@ -26,6 +26,7 @@ that send; its socket is read on, until the ring is full.
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING, Final
 
 from tunneltcp.protocol.arena import MAX_RING_BYTES
@@ -61,6 +62,8 @@ never waits for a CREDIT that is not due yet."""
 FIRST_LOOK_BYTES: Final = 16 * 1024
 """Where it is begun to watch whether the window holds the stream back; most end earlier."""
 
+_FIN_WORD: Final = FrameType.FIN << 60
+_pack_word: Final = struct.Struct("!Q").pack
 _DATA_WORD: Final = FrameType.DATA << 28
 _CREDIT_WORD: Final = FrameType.CREDIT << 60 | 9 << SIZE_SHIFT
 
@@ -251,11 +254,15 @@ class Stream:
 
     def finish(self) -> None:
         """The endpoint's socket has no more to read: send FIN behind what was read."""
-        self.fin_at = self.head
+        self.fin_at = final = self.head
         self.has_end = True
         self.words[self.record + FLAGS] |= END_READ
-        if not self.queued:
-            self.sender.finish(self)
+        sender = self.sender
+        if sender.small_bytes and not self.queued and self.sent == final:
+            self.fin_sent = True
+            sender.framed += (_pack_word(_FIN_WORD | self.id), _pack_word(final))
+        else:
+            sender.enqueue(self)
 
     def reset(self, code: ResetCode) -> None:
         """The endpoint's socket failed, and is let go of: send what may go, then RESET."""
