@@ -116,12 +116,14 @@ class Receiver:
                 return pos - 16
             words[6] = stream_id
             stream = find(stream_id)
-            # Each visitor has some of these two, and few have another.
+            # Each visitor has some of these three, and few have another.
             if stream is not None and kind == _CREDIT:
                 limit, flags = unpack_credit(view, pos)
                 self._session.receive_credit(stream, value, limit, flags)
             elif stream is not None and kind == _FIN:
                 self._session.receive_fin(stream, value)
+            elif kind == _OPEN:
+                self._session.receive_open(stream_id, value, bytes(view[pos:stop]))
             else:
                 self._receive_control(kind, stream_id, value, bytes(view[pos:stop]))
             pos = stop
@@ -179,9 +181,7 @@ class Receiver:
         self, frame_type: int, stream_id: int, value: int, payload: bytes
     ) -> None:
         session = self._session
-        if frame_type == _OPEN:
-            session.receive_open(stream_id, value, payload)
-        elif frame_type in (_CREDIT, _FIN):  # of a stream that is over
+        if frame_type in (_CREDIT, _FIN):  # of a stream that is over
             self._check_known(stream_id)
             session.glitches.add()
         elif frame_type == _RESET:
