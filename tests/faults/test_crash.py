@@ -102,7 +102,7 @@ BEHIND = {
         ("protocol.stream:Stream.fill", "receive_into", 20),
         ("protocol.stream:Stream.fill", "receive_into", 50),
         ("protocol.stream:Stream.fill", "receive_into", 301),
-        ("relay.relay:Relay._finish_output", "shutdown", 1),
+        ("relay.relay:Relay.deliver_fin", "shutdown", 1),
         ("relay.relay:Relay.abort", "close", 1),
         ("workers.server:ServerWorker._take_link", "set_attempt", 1),
         ("workers.successor:_Successor.start", "inherit", 1),

@@ -40,8 +40,8 @@ class Socket:
     def __getattr__(self, name):
         return getattr(self._sock, name)
 
-use = relay.Relay._use
-relay.Relay._use = lambda self, sock: use(self, Socket(sock))
+init = relay.Relay.__init__
+relay.Relay.__init__ = lambda self, loop, sock, on_over: init(self, loop, Socket(sock), on_over)
 """
 """What a client's worker dies of: certain bytes on their way to the target."""
 

@@ -177,6 +177,7 @@ def become(platform: str) -> None:
         (socket, "socketpair", _socketpair),
         (socket, "getaddrinfo", _look_up),
         (socket, "socket", _ForeignSocket),
+        (socket, "SocketType", _ForeignSocket),
     ]
     if platform == "win32":
         replaced.append((mmap, "mmap", _WindowsMap))

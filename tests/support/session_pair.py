@@ -237,7 +237,7 @@ class End:
         self.watching = not self.finished
         self.waiting.clear()
         self.fin_waits = False
-        stream.use(self)
+        stream.endpoint = self
 
     # ------------------------------------------------------------ the session calls
 

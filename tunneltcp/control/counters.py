@@ -13,8 +13,16 @@ from __future__ import annotations
 
 import mmap
 from enum import IntEnum
+from typing import Final
 
-__all__ = ["COUNTERS_BYTES", "Counter", "LinkState", "map_counters"]
+__all__ = [
+    "COUNTERS_BYTES",
+    "VISITORS",
+    "VISITORS_TOTAL",
+    "Counter",
+    "LinkState",
+    "map_counters",
+]
 
 COUNTERS_BYTES = 4096
 """Bytes of one page of counters: one page of memory, room for 512 of them."""
@@ -58,6 +66,11 @@ class Counter(IntEnum):
     """Attempts at a link from networks that may not have it."""
     VISITORS_REFUSED = 21
     """Connections reset because no visitor may come from their network."""
+
+
+VISITORS: Final = int(Counter.VISITORS)
+VISITORS_TOTAL: Final = int(Counter.VISITORS_TOTAL)
+"""What each visitor changes: looking a member up in its class costs more than the count."""
 
 
 class LinkState(IntEnum):

@@ -11,8 +11,9 @@ __all__ = [
     "format_address",
     "is_loopback",
     "literal_addresses",
-    "local_address",
     "pack_address",
+    "pack_own_address",
+    "peer_address",
     "unpack_address",
 ]
 
@@ -55,6 +56,7 @@ def _interface_index(scope: str) -> int:
         return 0
 
 
+@lru_cache(maxsize=128)
 def is_loopback(address: SocketAddress) -> bool:
     """Say whether an address to connect to is this very machine's own."""
     host = str(address[1][0])
@@ -68,6 +70,17 @@ def pack_address(address: object) -> bytes:
         if packed:
             return packed + int(address[1]).to_bytes(2, "big")
     return b"\0"
+
+
+def pack_own_address(sock: socket.SocketType) -> bytes:
+    """Return the address of our end as OPEN carries it; there are only a few of those."""
+    try:
+        return _pack_again(sock.getsockname())
+    except OSError:  # the connection is gone already
+        return b"\0"
+
+
+_pack_again: Final = lru_cache(maxsize=128)(pack_address)
 
 
 @lru_cache(maxsize=128)
@@ -92,10 +105,10 @@ def unpack_address(packed: bytes) -> str:
     return format_address((socket.inet_ntop(family, packed[1 : 1 + size]), port))
 
 
-def local_address(sock: socket.socket) -> object:
-    """Return the address of our end, or nothing if the connection is gone already."""
+def peer_address(sock: socket.SocketType) -> object:
+    """Return the address of the other end, or nothing if there is no connection."""
     try:
-        return sock.getsockname()
+        return sock.getpeername()
     except OSError:
         return None
 

@@ -36,10 +36,12 @@ class Networks:
     def __init__(self, allow: Sequence[str] = (), deny: Sequence[str] = ()) -> None:
         self._allow = [_rule(network) for network in allow]
         self._deny = [_rule(network) for network in deny]
+        self.are_all = not self._allow and not self._deny
+        """Whether everybody is let in."""
 
     def admits(self, host: str) -> bool:
         """Say whether an address, as the kernel writes it, is let in."""
-        if not self._allow and not self._deny:
+        if self.are_all:
             return True
         try:
             address = _packed(host)

@@ -71,7 +71,7 @@ class TlsConnection:
 
     def __init__(
         self,
-        sock: socket.socket,
+        sock: socket.SocketType,
         context: ssl.SSLContext,
         *,
         server_side: bool,

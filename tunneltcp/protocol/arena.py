@@ -94,9 +94,9 @@ class Arena:
         free = self._free[size_class] or self._clean[size_class]
         if free:
             ring = free.pop()
-            self._idle_marks[size_class] = min(
-                self._idle_marks[size_class], len(self._free[size_class])
-            )
+            marks, unused = self._idle_marks, len(self._free[size_class])
+            if unused < marks[size_class]:
+                marks[size_class] = unused
         else:
             found = self._new_ring(size_class)
             if found is None:

@@ -23,6 +23,7 @@ from tunneltcp.protocol.errors import RemoteProtocolError
 
 __all__ = [
     "CREDIT_FRAME",
+    "CREDIT_PAYLOAD",
     "DATA_HEADER",
     "FIN_DELIVERED",
     "HEADER",
@@ -33,13 +34,13 @@ __all__ = [
     "MAX_OFFSET",
     "MAX_PAYLOAD_BYTES",
     "MAX_STREAMS",
+    "PAYLOAD_SIZES",
     "SIZE_SHIFT",
     "SYNC_FRAME",
     "TYPE_SHIFT",
     "FrameType",
     "check_open",
     "encode_frame",
-    "is_valid_size",
     "pack_data_header",
 ]
 
@@ -55,6 +56,8 @@ HEADER_PARTS: Final = struct.Struct("!BHBIQ")
 bits of the size. Then the lower 16 of the size, the id in two parts, the value."""
 CREDIT_FRAME: Final = struct.Struct("!QQQB")
 """A whole CREDIT or STATE frame: the header, the limit, the flags."""
+CREDIT_PAYLOAD: Final = struct.Struct("!QB")
+"""The limit and the flags alone."""
 SYNC_FRAME: Final = struct.Struct("!QQI")
 """A whole SYNC frame: the header, the number of STATE frames that follow."""
 
@@ -94,7 +97,7 @@ class FrameType(IntEnum):
     GOAWAY = 10
 
 
-_SIZES: Final[dict[int, range]] = {
+PAYLOAD_SIZES: Final[dict[int, range]] = {
     FrameType.OPEN: range(2, 39),
     FrameType.DATA: range(1, MAX_PAYLOAD_BYTES + 1),
     FrameType.FIN: range(1),
@@ -106,12 +109,7 @@ _SIZES: Final[dict[int, range]] = {
     FrameType.STATE: range(9, 10),
     FrameType.GOAWAY: range(2, 3),
 }
-
-
-def is_valid_size(frame_type: int, size: int) -> bool:
-    """Say whether a frame of this type may carry ``size`` bytes; unknown types may not."""
-    sizes = _SIZES.get(frame_type)
-    return sizes is not None and size in sizes
+"""How many bytes a frame of each type may carry; other types may not come at all."""
 
 
 def encode_frame(
@@ -131,13 +129,12 @@ def check_open(payload: bytes) -> None:
     Raises:
         RemoteProtocolError: If it is laid out otherwise.
     """
-    rest = payload
-    for _ in range(2):
-        size = _ADDRESS_BYTES.get(rest[0]) if rest else None
-        if size is None or len(rest) < size:
-            raise RemoteProtocolError("OPEN carries an address that is cut or of unknown kind")
-        rest = rest[size:]
-    if rest:
+    size = len(payload)
+    second = _ADDRESS_BYTES.get(payload[0], size) if size else 0
+    end = second + _ADDRESS_BYTES.get(payload[second], size) if second < size else size + 1
+    if end > size:
+        raise RemoteProtocolError("OPEN carries an address that is cut or of unknown kind")
+    if end < size:
         raise RemoteProtocolError("OPEN carries more than two addresses")
 
 

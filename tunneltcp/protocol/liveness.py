@@ -15,6 +15,7 @@ __all__ = ["BUSY_PING_SECONDS", "DOUBT_SECONDS", "Liveness", "Verdict"]
 
 BUSY_PING_SECONDS: Final = 1.0
 """Silence on a link that carries streams, after which a PING goes out."""
+_MOMENT_SECONDS: Final = 0.1 * BUSY_PING_SECONDS
 DOUBT_SECONDS: Final = 2.0
 """Time without a single byte after a PING, after which a link is doubted: twice the longest
 round trip that is met in practice (800 ms over a satellite), and some."""
@@ -53,9 +54,9 @@ class Liveness:
             now: The time.
             whatever_came: What was heard a moment ago says nothing any more.
         """
-        if self._is_asking():
+        if now - self.heard < _MOMENT_SECONDS and not whatever_came:
             return False
-        if now - self.heard < 0.1 * BUSY_PING_SECONDS and not whatever_came:
+        if self._is_asking():
             return False
         self._asked = now
         return True

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Final
 
 from tunneltcp.protocol.errors import RemoteProtocolError
 from tunneltcp.protocol.frames import (
+    CREDIT_PAYLOAD,
     HEADER_PARTS,
     MAX_PAYLOAD_BYTES,
+    PAYLOAD_SIZES,
     FrameType,
-    is_valid_size,
 )
 from tunneltcp.protocol.stream import DISCARD
 from tunneltcp.protocol.table import IN_HAND
@@ -56,7 +57,7 @@ class Receiver:
         self._rest = self._known = 0
         self._rest_stream = None
 
-    def receive(self, view: memoryview, end: int) -> int:  # noqa: C901 - the hot path
+    def receive(self, view: memoryview, end: int) -> int:  # noqa: C901, PLR0912, PLR0915 - hot
         """Take the first ``end`` bytes of ``view``; return how many were used up.
 
         What is left is the beginning of a frame (less than 64 bytes) and must stand in
@@ -68,8 +69,8 @@ class Receiver:
         pos = 0
         if self._rest:
             pos = self._receive_rest(view, end)
-        unpack = HEADER_PARTS.unpack_from
-        find = self._session.streams.get
+        unpack, unpack_credit = HEADER_PARTS.unpack_from, CREDIT_PAYLOAD.unpack_from
+        find, sizes_of = self._session.streams.get, PAYLOAD_SIZES.get
         words = self._session.table.words
         last = end - 16
         # The hot path, written out: this is where a tunnel spends its own time. 0x20 is DATA
@@ -108,14 +109,24 @@ class Receiver:
                 stop = min(stop, end)
                 self._receive_unusual(stream_id, value, size, view[pos:stop])
                 pos = stop
-            elif stop <= end:
-                payload = bytes(view[pos:stop])
-                pos = stop
-                self._receive_control(kind, stream_id, value, payload)
-            elif is_valid_size(kind, size):
-                return pos - 16
-            else:
+                continue
+            if size not in sizes_of(kind, ()):
                 raise RemoteProtocolError(f"a frame of type {kind}, {size} bytes")
+            if stop > end:
+                return pos - 16
+            words[6] = stream_id
+            stream = find(stream_id)
+            # Each visitor has some of these three, and few have another.
+            if stream is not None and kind == _CREDIT:
+                limit, flags = unpack_credit(view, pos)
+                self._session.receive_credit(stream, value, limit, flags)
+            elif stream is not None and kind == _FIN:
+                self._session.receive_fin(stream, value)
+            elif kind == _OPEN:
+                self._session.receive_open(stream_id, value, bytes(view[pos:stop]))
+            else:
+                self._receive_control(kind, stream_id, value, bytes(view[pos:stop]))
+            pos = stop
         return pos
 
     def _receive_rest(self, view: memoryview, end: int) -> int:
@@ -169,23 +180,10 @@ class Receiver:
     def _receive_control(
         self, frame_type: int, stream_id: int, value: int, payload: bytes
     ) -> None:
-        if not is_valid_size(frame_type, len(payload)):
-            raise RemoteProtocolError(f"a frame of type {frame_type}, {len(payload)} bytes")
         session = self._session
-        session.table.words[IN_HAND] = stream_id
-        # What each visitor costs comes first.
-        if frame_type in (_CREDIT, _FIN):
-            stream = session.streams.get(stream_id)
-            if stream is None:
-                self._check_known(stream_id)
-                session.glitches.add()
-            elif frame_type == _CREDIT:
-                limit = int.from_bytes(payload[:8], "big")
-                session.receive_credit(stream, value, limit, payload[8])
-            else:
-                session.receive_fin(stream, value)
-        elif frame_type == _OPEN:
-            session.receive_open(stream_id, value, payload)
+        if frame_type in (_CREDIT, _FIN):  # of a stream that is over
+            self._check_known(stream_id)
+            session.glitches.add()
         elif frame_type == _RESET:
             self._check_known(stream_id)
             session.receive_reset(stream_id, int.from_bytes(payload, "big"))

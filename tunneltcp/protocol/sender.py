@@ -4,9 +4,10 @@ Theory of operation
 -------------------
 What is to be sent waits in four places, served in this order: small frames (what a resumed
 link begins with, PING, RESET answers, PONG), CREDIT (one per stream, made when it is written,
-so it is always the latest), DATA of a packet or less from streams that had nothing waiting,
-framed when it was read, and streams that wait for their turn. A stream sends at most one
-frame of DATA a turn; its OPEN goes before its first DATA, its FIN or RESET behind the last.
+so it is always the latest), what was framed at once, as DATA of a packet or less is when it is
+read, and OPEN and FIN if nobody waits in front of them, and streams that wait for their turn. A
+stream sends at most one frame of DATA a turn; its OPEN goes before its first DATA, its FIN or
+RESET behind the last.
 What was handed out can't be overtaken any more, so no more is handed out at once than one
 ``sendmsg`` takes.
 """
@@ -20,9 +21,11 @@ from tunneltcp.protocol.errors import RemoteProtocolError
 from tunneltcp.protocol.frames import (
     CREDIT_FRAME,
     FIN_DELIVERED,
+    HEADER,
     HEADER_BYTES,
     IS_RESET,
     MAX_PAYLOAD_BYTES,
+    SIZE_SHIFT,
     TYPE_SHIFT,
     FrameType,
     encode_frame,
@@ -31,7 +34,7 @@ from tunneltcp.protocol.frames import (
 from tunneltcp.protocol.stream import DISCARD
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from tunneltcp.protocol.arena import Arena, Ring
     from tunneltcp.protocol.stream import Stream
@@ -50,6 +53,7 @@ MAX_ANSWERS: Final = 65_536
 """Small answers that may wait (about 6 MB): as many as a peer has streams at most."""
 
 
+_OPEN_WORD: Final = FrameType.OPEN << TYPE_SHIFT
 _CREDIT_TO_STATE: Final = (FrameType.STATE - FrameType.CREDIT) << TYPE_SHIFT
 
 
@@ -59,22 +63,28 @@ class Sender:
     Args:
         arena: Where rings go back to.
         windows: Who says when the window of a stream grows.
-        on_rings_back: Called when rings went back to the arena.
+        starved: Who waits for a ring.
+        feed_starved: Called when rings went back to the arena and somebody waits.
     """
 
     def __init__(
-        self, arena: Arena, windows: Windows, on_rings_back: Callable[[], None]
+        self,
+        arena: Arena,
+        windows: Windows,
+        starved: Mapping[Stream, None],
+        feed_starved: Callable[[], None],
     ) -> None:
         self._arena = arena
         self._windows = windows
         self.is_attached = False
         """Whether there is a link; set by the session."""
-        self._on_rings_back = on_rings_back
+        self._starved = starved
+        self._feed_starved = feed_starved
         self.ready: deque[Stream] = deque()
         """Streams that have something to send, in their turn."""
         self.framed: list[bytes | memoryview] = []
-        """Frames of DATA, made when they were read: half the work of a turn in line. Each is
-        two buffers; no more than a turn of the loop reads, as long as it ends with a batch."""
+        """Frames of streams that need not wait in line, which is twice the work. Each is two
+        buffers; no more than a turn of the loop makes, as long as it ends with a batch."""
         self.small_bytes = 0
         """The most that is framed when it is read. Set by the driver: MODEST_BYTES if the next
         batch goes out at the end of this turn and has room for all, else 0."""
@@ -106,6 +116,16 @@ class Sender:
             stream.queued = True
             self.ready.append(stream)
 
+    def open(self, stream: Stream) -> None:
+        """Send OPEN: at once, unless one with a lower id may wait in line."""
+        payload = stream.addresses
+        if self.small_bytes and not self.ready:
+            word = _OPEN_WORD + (len(payload) << SIZE_SHIFT) + stream.id
+            self.framed += (HEADER.pack(word, stream.granted), payload)
+        else:
+            stream.open_payload = payload
+            self.enqueue(stream)
+
     def owe_credit(self, stream: Stream) -> None:
         """Send CREDIT for this stream with the next batch."""
         if not stream.credit_due:
@@ -136,7 +156,8 @@ class Sender:
             self.retired.append(ring)
         else:
             self._arena.give(ring)
-            self._on_rings_back()
+            if self._starved:
+                self._feed_starved()
 
     def say(self, frame: bytes) -> None:
         """Send a small frame of our own; those are few."""
@@ -149,10 +170,12 @@ class Sender:
         return waits
 
     def credit_now(self, stream: Stream) -> None:
-        """Make the last CREDIT of a stream that is about to be forgotten."""
-        if stream.credit_due:
+        """Make the last CREDIT, which is due, of a stream that is about to be forgotten."""
+        self._answers.append(self._credit_frame(stream, stream.credit_word))
+        if self._credits[-1] is stream:  # usually: it became due when the FIN was passed on
+            self._credits.pop()
+        else:
             self._credits.remove(stream)
-            self._answers.append(self._credit_frame(stream, stream.credit_word))
 
     def clear(self) -> None:
         """The link is lost: nothing of this is sent any more."""
@@ -169,7 +192,8 @@ class Sender:
         for ring in self.retired:
             self._arena.give(ring)
         self.retired.clear()
-        self._on_rings_back()
+        if self._starved:
+            self._feed_starved()
 
     def data_to_send(self) -> list[bytes | memoryview]:  # noqa: C901, PLR0912 - hot
         """Return the next buffers for the link, at most about ``room_bytes``.
@@ -269,7 +293,7 @@ class Sender:
 
     def _credit_frame(self, stream: Stream, word: int) -> bytes:
         stream.credit_due = False
-        delivered = stream.delivered
+        delivered = stream.received - stream.waiting
         if delivered >= stream.grow_at:
             self._windows.note_used(stream, delivered)
         stream.credit_at = delivered + stream.credit_step
@@ -289,11 +313,9 @@ class Sender:
             out.append(encode_frame(FrameType.PONG, 0, self._pong))
             self._pong = None
         room = max(0, MAX_BATCH_BUFFERS - len(out))
-        out.extend(
-            self._credit_frame(stream, stream.credit_word)
-            for stream in self._credits[:room]
-            if stream.endpoint is not DISCARD
-        )
+        for stream in self._credits[:room]:
+            if stream.endpoint is not DISCARD:
+                out.append(self._credit_frame(stream, stream.credit_word))
         del self._credits[:room]
 
     def _append_framed(self, out: list[bytes | memoryview]) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Protocol
 
 from tunneltcp.protocol.arena import MIN_RING_BYTES
+from tunneltcp.protocol.endpoint import DISCARD, Endpoint, take_nothing
 from tunneltcp.protocol.errors import GoawayCode, RemoteProtocolError, ResetCode
 from tunneltcp.protocol.frames import (
     FIN_DELIVERED,
@@ -31,7 +32,7 @@ from tunneltcp.protocol.glitches import Glitches
 from tunneltcp.protocol.links import Links
 from tunneltcp.protocol.receiver import Receiver
 from tunneltcp.protocol.sender import Sender
-from tunneltcp.protocol.stream import DISCARD, Endpoint, Stream
+from tunneltcp.protocol.stream import Stream
 from tunneltcp.protocol.table import ERROR_SEEN, FLAGS
 from tunneltcp.protocol.windows import FIRST_WINDOW_BYTES, MIN_WINDOW_BYTES, Windows
 
@@ -105,7 +106,7 @@ class Session:
         self.goaway_frame: bytes | None = None
         """What a draining side says at the beginning of each link."""
         self.peer_leaves = False
-        self.sender = Sender(arena, self.windows, self.feed_starved)
+        self.sender = Sender(arena, self.windows, self.starved, self.feed_starved)
         self.glitches = Glitches(self)
         self.receiver = Receiver(self)
         self.receive = self.receiver.receive
@@ -127,27 +128,28 @@ class Session:
         While there is no link, or the peer is leaving, OPEN waits. ``cookie`` is the kernel's
         name for the visitor's socket; ``addresses`` see :func:`~.frames.check_open`.
         """
-        window = None if self.table.is_full else self.windows.take()
+        table = self.table
+        is_full = len(self.streams) + len(self.resetting) >= table.capacity
+        window = None if is_full else self.windows.take()
         if window is None:
             return None
-        stream_id = self.table.next_stream_id()
-        record = self.table.take(stream_id, cookie)
+        stream_id = table.next_stream_id()
         stream = Stream(
             self,
             stream_id,
-            record,
+            table.take(stream_id, cookie),
             limit=self.first_limit,
             granted=window,
             window=window,
             addresses=addresses,
         )
-        stream.use(endpoint)
-        stream.open_payload = addresses
+        stream.endpoint = endpoint
         self.last_id = stream_id
         self.streams[stream_id] = stream
-        if self.can_open:
-            self.sender.enqueue(stream)
+        if self.sender.is_attached and not (self.peer_leaves or self.links.awaits_sync):
+            self.sender.open(stream)
         else:
+            stream.open_payload = addresses
             stream.queued = True
         return stream
 
@@ -155,11 +157,6 @@ class Session:
     def is_attached(self) -> bool:
         """Whether there is a link."""
         return self.sender.is_attached
-
-    @property
-    def can_open(self) -> bool:
-        """Whether an OPEN may go out now: there is a peer, it stays, and it has said SYNC."""
-        return self.is_attached and not self.peer_leaves and not self.links.awaits_sync
 
     def reset_stream(self, stream: Stream, code: ResetCode) -> None:
         """End a stream by RESET from our side; its endpoint is let go of, not called."""
@@ -184,9 +181,9 @@ class Session:
         self.windows.give(stream.window)
         self.starved.pop(stream, None)
         self._over_read += stream.head
-        self._over_delivered += stream.delivered
-        endpoint = stream.endpoint
-        stream.use(DISCARD)
+        self._over_delivered += stream.received - stream.waiting
+        endpoint, stream.endpoint = stream.endpoint, DISCARD
+        stream.send = take_nothing
         return endpoint
 
     def count_bytes(self) -> tuple[int, int]:
@@ -213,10 +210,10 @@ class Session:
     def forget_if_over(self, stream: Stream) -> None:
         """Forget the stream if both FINs were delivered and we know it of ours."""
         if stream.fin_delivered and stream.fin_acked and self.streams.get(stream.id) is stream:
-            self.sender.credit_now(stream)
+            if stream.credit_due:
+                self.sender.credit_now(stream)
             del self.streams[stream.id]
-            endpoint = self._part(stream)
-            endpoint.close()
+            self._part(stream).close()
             self.free(stream)
 
     def drop_stream(self, stream: Stream, code: int) -> None:
@@ -238,6 +235,8 @@ class Session:
         """
         still = []
         for stream in self.owing:
+            if stream.endpoint is DISCARD:  # it is over
+                continue
             delivered = stream.received - stream.waiting
             if delivered != stream.seen:
                 stream.seen = delivered
@@ -250,9 +249,9 @@ class Session:
 
     def owe(self, stream: Stream) -> None:
         """More was delivered: CREDIT is due, or will be when the stream is quiet."""
-        if stream.delivered >= stream.credit_at:
+        if stream.received - stream.waiting >= stream.credit_at:
             self.sender.owe_credit(stream)
-        elif not stream.owe_at:
+        elif not stream.owe_at and not stream.credit_due:  # a CREDIT that is due says this too
             stream.owe_at = stream.credit_at
             self.owing.append(stream)
 
@@ -284,27 +283,22 @@ class Session:
             self.glitches.add()
             return
         self.last_id = stream_id
-        if self.table.is_full or len(self.resetting) >= MAX_STREAMS:
+        table, resetting = self.table, len(self.resetting)
+        if len(self.streams) + resetting >= table.capacity or resetting >= MAX_STREAMS:
             raise RemoteProtocolError("the peer opens streams and does not take their RESETs")
         window = self.windows.take()
         if window is None:
             self._answer_reset(stream_id, ResetCode.OVER_LIMIT)
             self.resets += 1
             return
-        stream = Stream(
-            self,
-            stream_id,
-            self.table.take(stream_id, 0),
-            limit=limit,
-            granted=window,
-            window=window,
-        )
-        self.table.note_id(stream_id)
+        record = table.take(stream_id, 0)
+        stream = Stream(self, stream_id, record, limit=limit, granted=window, window=window)
+        table.note_id(stream_id)
         self.streams[stream_id] = stream
         self.sender.owe_credit(stream)
         endpoint = self.handler.on_open(stream, payload)
         if self.streams.get(stream_id) is stream:
-            stream.use(endpoint)
+            stream.endpoint = endpoint
 
     def receive_credit(self, stream: Stream, delivered: int, limit: int, flags: int) -> None:
         """CREDIT: what the far socket took, and how far we may go."""
@@ -328,12 +322,19 @@ class Session:
         self.acknowledge(stream, delivered, fin_delivered=fin_delivered)
 
     def acknowledge(self, stream: Stream, delivered: int, *, fin_delivered: bool) -> None:
-        """The far socket took this much of the stream: room for more."""
+        """The far socket took this much of the stream: room for more, or no need of a ring."""
         if delivered > stream.acked:
-            stream.acknowledge(delivered)
+            stream.acked = delivered
+            ring = stream.ring
+            if ring is not None and delivered == stream.head:
+                stream.drop_ring()
+                self.sender.retire(ring)
+            elif ring is not None:
+                stream.free_to = delivered + ring.size
         if fin_delivered:
             stream.fin_acked = True
-            self.forget_if_over(stream)
+            if stream.fin_delivered:
+                self.forget_if_over(stream)
         elif stream.paused and stream.fin_at < 0:
             stream.paused = False
             stream.endpoint.resume_reading()
@@ -383,8 +384,6 @@ class Session:
     def feed_starved(self) -> None:
         """Rings came back: as many who found none may read again, who came first first."""
         starved = self.starved
-        if not starved:
-            return
         room = self.arena.left_bytes // MIN_RING_BYTES
         while starved and room > 0:
             stream = next(iter(starved))

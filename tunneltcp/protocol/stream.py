@@ -26,6 +26,7 @@ that send; its socket is read on, until the ring is full.
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING, Final
 
 from tunneltcp.protocol.arena import MAX_RING_BYTES
@@ -58,6 +59,13 @@ MAX_UNREPORTED_BYTES: Final = 64 * 1024
 FIRST_RING_BYTES: Final = MAX_UNREPORTED_BYTES
 """Bytes of a stream's first ring: as much as a receiver may leave unreported, so a sender
 never waits for a CREDIT that is not due yet."""
+FIRST_LOOK_BYTES: Final = 16 * 1024
+"""Where it is begun to watch whether the window holds the stream back; most end earlier."""
+
+_FIN_WORD: Final = FrameType.FIN << 60
+_pack_word: Final = struct.Struct("!Q").pack
+_DATA_WORD: Final = FrameType.DATA << 28
+_CREDIT_WORD: Final = FrameType.CREDIT << 60 | 9 << SIZE_SHIFT
 
 
 class Stream:
@@ -126,11 +134,14 @@ class Stream:
         self.words = session.table.words
         self.record = record
         self.read_word = record + BYTES_READ
-        self.use(DISCARD)
+        self.endpoint = DISCARD
+        self.send: Callable[[memoryview], int] = take_nothing
+        """The endpoint's short cut, set by it: tried first with whatever comes. What it
+        does not take, or fails to with an OSError, is delivered to the endpoint."""
         # Headers of DATA are packed as 32-bit words: smaller numbers, less work.
-        self.data_word = FrameType.DATA << 28 | stream_id >> 32
+        self.data_word = _DATA_WORD | stream_id >> 32
         self.id_word = stream_id & 0xFFFFFFFF
-        self.credit_word = FrameType.CREDIT << 60 | 9 << SIZE_SHIFT | stream_id
+        self.credit_word = _CREDIT_WORD | stream_id
         self.addresses = addresses
         """The payload of OPEN, until the peer has answered; empty on the other side."""
         self.open_payload: bytes | None = None
@@ -148,24 +159,22 @@ class Stream:
         self.fin_at = -1
         self.has_end = False
         """FIN or RESET goes, or went, behind what was read."""
-        self.fin_sent = False
-        self.fin_acked = False
+        self.fin_sent = self.fin_acked = False
         # The receiving half.
-        self.received = 0
+        self.received = self.seen = 0
         self.waiting = 0
         """How much of that the endpoint still keeps."""
         self.granted = granted
-        self.set_window(window)
-        self.grow_at = 0
+        self.window = window
+        self.grow_at = FIRST_LOOK_BYTES
         """When this much is delivered, the window was used up once since ``window_since``."""
         self.window_since = -1e9
-        self.credit_at = self.credit_step
+        self.credit_at = self.credit_step = min(window // 4, MAX_UNREPORTED_BYTES)
         """CREDIT is due when this much was delivered."""
         self.credit_due = False
         self.owe_at = 0
         """Where the session wants to know that more was delivered: ``credit_at`` while it has
         noted that this stream owes one, else 0."""
-        self.seen = 0
         self.peer_fin = -1
         self.fin_delivered = False
         self.confirmed = False
@@ -182,14 +191,6 @@ class Stream:
             f" granted={self.granted} fin={self.fin_at} peer_fin={self.peer_fin}"
             f" reset={self.reset_code}>"
         )
-
-    def use(self, endpoint: Endpoint) -> None:
-        """Deliver to ``endpoint`` from now on."""
-        self.endpoint = endpoint
-        if endpoint is DISCARD:
-            self.send: Callable[[memoryview], int] = take_nothing
-            """The endpoint's short cut, set by it: tried first with whatever comes. What it
-            does not take, or fails to with an OSError, is delivered to the endpoint."""
 
     def set_window(self, window: int) -> None:
         """The next CREDIT grants so many bytes beyond what was delivered."""
@@ -253,10 +254,15 @@ class Stream:
 
     def finish(self) -> None:
         """The endpoint's socket has no more to read: send FIN behind what was read."""
-        self.fin_at = self.head
+        self.fin_at = final = self.head
         self.has_end = True
         self.words[self.record + FLAGS] |= END_READ
-        self.session.sender.enqueue(self)
+        sender = self.sender
+        if sender.small_bytes and not self.queued and self.sent == final:
+            self.fin_sent = True
+            sender.framed += (_pack_word(_FIN_WORD | self.id), _pack_word(final))
+        else:
+            sender.enqueue(self)
 
     def reset(self, code: ResetCode) -> None:
         """The endpoint's socket failed, and is let go of: send what may go, then RESET."""
@@ -327,8 +333,9 @@ class Stream:
     def fin_done(self) -> None:
         """The peer's FIN was passed on to the socket, behind all bytes."""
         self.fin_delivered = True
-        self.session.sender.owe_credit(self)
-        self.session.forget_if_over(self)
+        self.sender.owe_credit(self)
+        if self.fin_acked:
+            self.session.forget_if_over(self)
 
     # -------------------------------------------------------------- memory
 
@@ -374,23 +381,16 @@ class Stream:
 
     def _release_if_empty(self) -> None:
         """Nothing was read into a fresh ring: an idle stream holds none."""
-        if self.head == self.acked and self.ring is not None:
-            self.session.arena.give(self._drop_ring(self.ring))
-            self.session.feed_starved()
-
-    def acknowledge(self, delivered: int) -> None:
-        """The far socket took this much: room for more, or no need of a ring any more."""
-        self.acked = delivered
         ring = self.ring
-        if ring is None:
-            return
-        if delivered == self.head:
-            self.session.sender.retire(self._drop_ring(ring))
-        else:
-            self.free_to = delivered + ring.size
+        if self.head == self.acked and ring is not None:
+            self.drop_ring()
+            session = self.session
+            session.arena.give(ring)
+            if session.starved:
+                session.feed_starved()
 
-    def _drop_ring(self, ring: Ring) -> Ring:
+    def drop_ring(self) -> None:
+        """All that was read was delivered, or nothing was read: it holds no ring."""
         self.words[self.record + RING_WORD] = 0
         self.ring = None
         self.free_to = 0
-        return ring

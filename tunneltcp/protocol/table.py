@@ -25,6 +25,7 @@ the header, which is raised before an id is used: no id is ever used twice.
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from typing import Final
 
@@ -43,6 +44,10 @@ BYTES_READ: Final = 3
 FLAGS: Final = 4
 FIN_OFFSET: Final = 5
 _ADDRESS: Final = 6
+
+_ADDRESS_LAYOUTS: Final = {4: struct.Struct("!B4sH"), 6: struct.Struct("!B16sH")}
+"""How OPEN carries an address, by its family."""
+_TWO_WORDS: Final = struct.Struct("=QQ")
 
 END_READ: Final = 1
 ERROR_SEEN: Final = 2
@@ -100,7 +105,7 @@ class StreamTable:
         """Free every record, and forget the session; the counter of stream ids goes on."""
         used = min(self.words[_USED], self.capacity)
         for record in range(HEADER_WORDS, HEADER_WORDS + used * RECORD_WORDS, RECORD_WORDS):
-            self._wipe(record)
+            self.give(record)
         self.words[_USED] = 0
         self._free.clear()
         self.words[IN_HAND] = 0
@@ -143,12 +148,12 @@ class StreamTable:
 
     def set_address(self, record: int, packed: bytes) -> None:
         """Store where a visitor comes from: the first address of what OPEN carries."""
-        size = {b"\4": 4, b"\6": 16}.get(packed[:1], 0)
-        if size and len(packed) >= 3 + size:
-            port = int.from_bytes(packed[1 + size : 3 + size], "big")
-            padded = packed[1 : 1 + size].ljust(16, b"\0")
-            self.words[record + _ADDRESS : record + _ADDRESS + 2] = memoryview(padded).cast("Q")
-            self.words[record + FLAGS] |= packed[0] << 8 | port << 16
+        layout = _ADDRESS_LAYOUTS.get(packed[0])
+        if layout is not None and len(packed) >= layout.size:
+            family, host, port = layout.unpack_from(packed)
+            words, at = self.words, record + _ADDRESS
+            words[at], words[at + 1] = _TWO_WORDS.unpack(host.ljust(16, b"\0"))
+            words[record + FLAGS] |= family << 8 | port << 16
 
     def address(self, record: int) -> bytes:
         """Return what :meth:`set_address` stored; of unknown family if it stored nothing."""
@@ -229,11 +234,6 @@ class StreamTable:
         self.words[_ATTEMPT] += 1
         return self.words[_ATTEMPT]
 
-    @property
-    def is_full(self) -> bool:
-        """Whether there is no free record."""
-        return not self._free and self.words[_USED] >= self.capacity
-
     def take(self, stream_id: int, cookie: int) -> int:
         """Return the index of a record for this stream: of its first word.
 
@@ -254,10 +254,11 @@ class StreamTable:
 
     def give(self, record: int) -> None:
         """Free a record."""
-        self._wipe(record)
+        words = self.words
+        words[record + STREAM_ID] = 0
+        words[record + COOKIE] = 0
+        words[record + RING_WORD] = 0
+        words[record + BYTES_READ] = 0
+        words[record + FLAGS] = 0
+        words[record + FIN_OFFSET] = 0
         self._free.append(record)
-
-    def _wipe(self, record: int) -> None:
-        self.words[record + STREAM_ID] = 0
-        for word in (COOKIE, RING_WORD, BYTES_READ, FLAGS, FIN_OFFSET):
-            self.words[record + word] = 0

@@ -73,17 +73,23 @@ class Windows:
 
     def take(self) -> int | None:
         """Return the window of a new stream in bytes; None if there is no room for one."""
-        left = self._budget - self.granted_bytes
-        if left < self._least or self._streams >= self._max_streams:
+        least, granted = self._least, self.granted_bytes
+        left = self._budget - granted
+        more_to_come = self._max_streams - self._streams
+        if left < least or more_to_come <= 0:
             return None
-        if self.granted_bytes * 2 >= self._budget:
-            window = self._spare() // 16
+        spare = left - more_to_come * least
+        if granted * 2 >= self._budget:
+            window = spare // 16
         elif self._everybody_fits:
-            window = self._least + self._spare()
+            window = least + spare
         else:
             window = left // 2
-        window = max(self._least, min(USUAL_WINDOW_BYTES, window))
-        self.granted_bytes += window
+        if window > USUAL_WINDOW_BYTES:
+            window = USUAL_WINDOW_BYTES
+        elif window < least:
+            window = least
+        self.granted_bytes = granted + window
         self._streams += 1
         self.dealt += 1
         return window

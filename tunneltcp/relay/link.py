@@ -110,7 +110,7 @@ class Link:
         session.windows.round_trip_seconds = 0.0
         self.ends_session = False
         """Whether the session is over with this link: it broke, or a side said GOAWAY."""
-        self._liveness = Liveness(idle_ping_seconds, loop.now)
+        self.liveness = Liveness(idle_ping_seconds, loop.now)
         self._life_timer: Timer | None = None
         self._sweeping = False
         self._measured = loop.now
@@ -128,12 +128,12 @@ class Link:
     @property
     def is_doubted(self) -> bool:
         """Whether the peer is silent for too long."""
-        return self._liveness.doubted
+        return self.liveness.doubted
 
     @property
     def heard(self) -> float:
         """When the last byte came, on the loop's clock."""
-        return self._liveness.heard
+        return self.liveness.heard
 
     def start(self, rest: bytes) -> None:
         """Begin; ``rest`` is what came behind the handshake."""
@@ -172,11 +172,11 @@ class Link:
             return True
         if count > _WARM_BYTES:
             self._buffer.used = True
-        if self._liveness.doubted:
-            self._liveness.hear(self._loop.now)
+        if self.liveness.doubted:
+            self.liveness.hear(self._loop.now)
             self._set_life_timer()
             self._owner.on_trust(self)
-        self._liveness.heard = self._loop.now
+        self.liveness.heard = self._loop.now
         self._take(self._buffer.view, kept + count)
         return True
 
@@ -280,7 +280,7 @@ class Link:
 
     def ask_for_life(self, *, whatever_came: bool = False) -> None:
         """Send a PING at once, if the link was silent for a moment, or in any case."""
-        if self._liveness.ask(self._loop.now, whatever_came=whatever_came):
+        if self.liveness.ask(self._loop.now, whatever_came=whatever_came):
             self.ping()
             self._set_life_timer()
         elif len(self.session.streams) == 1:
@@ -301,8 +301,8 @@ class Link:
     def _set_life_timer(self) -> None:
         if self._life_timer is not None:
             self._life_timer.cancel()
-        if not self._liveness.doubted:
-            when = self._liveness.next_check(busy=bool(self.session.streams))
+        if not self.liveness.doubted:
+            when = self.liveness.next_check(busy=bool(self.session.streams))
             self._life_timer = self._loop.call_at(
                 max(when, self._loop.now + 0.05), self._on_life_timer
             )
@@ -313,7 +313,7 @@ class Link:
             self._read()
         if not self.is_open:
             return
-        verdict = self._liveness.check(self._loop.now, busy=bool(self.session.streams))
+        verdict = self.liveness.check(self._loop.now, busy=bool(self.session.streams))
         if verdict is Verdict.PING or self._loop.now - self._measured > RTT_SECONDS:
             self.ping()
         if verdict is Verdict.DOUBT:

@@ -20,13 +20,12 @@ import errno
 import socket
 from typing import TYPE_CHECKING, Final
 
-from tunneltcp.net.address import is_loopback
+from tunneltcp.net.address import is_loopback, peer_address
 from tunneltcp.net.loop import READ, WRITE
 from tunneltcp.net.sockopt import (
     CONNECT_BEGUN,
     close_cleanly,
     cookie,
-    is_connected,
     is_connected_to_itself,
     new_socket,
     prepare_connection,
@@ -70,25 +69,26 @@ class Relay:
         "_send",
         "_sock",
         "ended",
+        "is_connecting",
         "stream",
     )
 
     stream: Stream
+    is_connecting: bool
+    """Whether nobody has accepted yet; until then the loop is asked by who connects."""
     ended: int
     """How it ended: CLOSED, FAILED, or the code of a RESET; 0 while it has not."""
 
     def __init__(
-        self, loop: Loop, sock: socket.socket, on_over: Callable[[Relay], None]
+        self, loop: Loop, sock: socket.SocketType, on_over: Callable[[Relay], None]
     ) -> None:
         self._loop = loop
         self._on_over = on_over
         self.ended = 0
+        self.is_connecting = False
         self._mask = 0
         self._out = bytearray()
         self._fin_waits = False
-        self._use(sock)
-
-    def _use(self, sock: socket.socket) -> None:
         self._sock = sock
         self._fd = sock.fileno()
         self._receive_into = sock.recv_into
@@ -98,7 +98,8 @@ class Relay:
         """Begin to relay."""
         self.stream = stream
         stream.send = self._send
-        self._watch(READ)
+        self._mask = READ
+        self._loop.register(self._fd, READ, self.on_events)
 
     def go_on(self, stream: Stream) -> None:
         """Relay a stream that another worker had begun."""
@@ -117,7 +118,7 @@ class Relay:
     def on_events(self, events: int) -> None:
         """The socket is ready."""
         if events != READ:
-            if events & WRITE:
+            if events & self._mask & WRITE:
                 self.stream.take_in_hand()
                 self._drain()
             if not events & self._mask & READ:
@@ -151,11 +152,11 @@ class Relay:
             self.stream.send = self._send
             self._watch(self._mask & ~WRITE)
             if self._fin_waits:
-                self._finish_output()
+                self.deliver_fin()
 
     def _watch(self, mask: int) -> None:
         """Ask the loop for ``mask``, and for nothing else."""
-        if mask == self._mask:
+        if mask == self._mask or self.is_connecting:
             return
         if not self._mask:
             self._loop.register(self._fd, mask, self.on_events)
@@ -186,21 +187,19 @@ class Relay:
         return count
 
     def deliver_fin(self) -> None:
-        """Pass the peer's FIN on, behind what waits."""
-        if self._out:
+        """Pass the peer's FIN on, behind what waits and once there is a connection."""
+        if self._out or self.is_connecting:
             self._fin_waits = True
-        else:
-            self._finish_output()
-
-    def _finish_output(self) -> None:
+            return
         self._fin_waits = False
-        self.stream.record_fin()
+        stream = self.stream
+        stream.record_fin()
         try:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError:
             self._fail()
             return
-        self.stream.fin_done()
+        stream.fin_done()
 
     def resume_reading(self) -> None:
         """There is room in the ring again."""
@@ -228,12 +227,15 @@ class Relay:
     def close(self) -> None:
         """Both directions have finished."""
         self.ended = CLOSED
-        self._let_go()
+        if self._mask:
+            self._watch(0)
         close_cleanly(self._sock)
         self._on_over(self)
 
     def _let_go(self) -> None:
-        self._watch(0)
+        if self._mask:
+            self._mask = 0
+            self._loop.unregister(self._fd)
         self._out.clear()
 
     def _fail(self) -> None:
@@ -258,7 +260,7 @@ def _not_connected(data: bytearray | memoryview) -> int:
 class TargetRelay(Relay):
     """A relay that first connects, to the first of ``addresses`` that accepts."""
 
-    __slots__ = ("_addresses", "_connecting", "_on_connected", "_timer", "refused", "tried")
+    __slots__ = ("_addresses", "_on_connected", "_timer", "refused", "tried")
 
     def __init__(
         self,
@@ -268,9 +270,9 @@ class TargetRelay(Relay):
         on_connected: Callable[[TargetRelay], None],
     ) -> None:
         super().__init__(loop, _new_socket(addresses[0]), on_over)
-        self._addresses = list(addresses)
+        self._addresses = addresses
         self._on_connected = on_connected
-        self._connecting = True
+        self.is_connecting = True
         self.tried = 0
         """How many addresses did not do."""
         self._timer: Timer | None = None
@@ -280,12 +282,7 @@ class TargetRelay(Relay):
     @property
     def address(self) -> SocketAddress:
         """Where it connects to, or is connected."""
-        return self._addresses[0]
-
-    @property
-    def is_connecting(self) -> bool:
-        """Whether no address has accepted yet."""
-        return self._connecting
+        return self._addresses[self.tried]
 
     def start(self, stream: Stream) -> None:
         """Begin to connect; what comes for the target meanwhile waits."""
@@ -295,14 +292,16 @@ class TargetRelay(Relay):
 
     def _connect(self) -> None:
         """Try the first address that is left."""
-        _, address = self._addresses[0]
-        self.stream.store_cookie(cookie(self._sock))
-        error = self._sock.connect_ex(address)
+        _, address = self._addresses[self.tried]
+        sock = self._sock
+        self.stream.store_cookie(cookie(sock))
+        error = sock.connect_ex(address)
         if error not in CONNECT_BEGUN:
             self._try_next(error)
             return
-        if is_connected(self._sock):  # to this very machine it is, as soon as it was asked for
-            self._connected()
+        peer = peer_address(sock)
+        if peer is not None:  # on this very machine it is connected as soon as it was asked for
+            self._connected(peer)
             return
         self._timer = self._loop.call_later(CONNECT_SECONDS, self._on_timeout)
         self._loop.register(self._fd, WRITE, self._on_connect)
@@ -319,19 +318,20 @@ class TargetRelay(Relay):
             self._try_next(error)
             return
         self._stop_connecting()
-        self._connected()
+        self._connected(peer_address(self._sock))
 
-    def _connected(self) -> None:
+    def _connected(self, peer: object) -> None:
         """The address has accepted."""
-        if is_connected_to_itself(self._sock):
+        if is_connected_to_itself(self._sock, peer):
             self._try_next(errno.ECONNREFUSED)
             return
-        self._connecting = False
+        self.is_connecting = False
         self._send = self._sock.send
-        waits = bool(self._out) or self._fin_waits
+        waits = self._out or self._fin_waits
         if not waits:
             self.stream.send = self._send
-        self._watch(READ | WRITE if waits else READ)
+        self._mask = READ | WRITE if waits else READ
+        self._loop.register(self._fd, self._mask, self.on_events)
         self._on_connected(self)
 
     def _try_next(self, error: int) -> None:
@@ -340,14 +340,13 @@ class TargetRelay(Relay):
         self._sock.close()
         self.refused = errno.errorcode.get(error, str(error))
         self.tried += 1
-        del self._addresses[0]
-        if self._addresses:
+        if self.tried < len(self._addresses):
             try:
-                self._use(_new_socket(self._addresses[0]))
+                sock = _new_socket(self._addresses[self.tried])
             except OSError as problem:  # no descriptor, no such address family
                 self._try_next(problem.errno or errno.EIO)
                 return
-            self._send = _not_connected
+            self._sock, self._fd, self._receive_into = sock, sock.fileno(), sock.recv_into
             self._connect()
             return
         refused = error == errno.ECONNREFUSED
@@ -364,26 +363,12 @@ class TargetRelay(Relay):
             self._loop.unregister(self._fd)
             self._mask = 0
 
-    def _watch(self, mask: int) -> None:
-        if not self._connecting:
-            super()._watch(mask)
-
-    def deliver_fin(self) -> None:
-        """Pass the peer's FIN on, behind what waits and once there is a connection."""
-        if self._connecting:
-            self._fin_waits = True
-        else:
-            super().deliver_fin()
-
     def _let_go(self) -> None:
-        if self._connecting:
-            self._stop_connecting()
-            self._out.clear()
-        else:
-            super()._let_go()
+        self._stop_connecting()
+        self._out.clear()
 
 
-def _new_socket(address: SocketAddress) -> socket.socket:
+def _new_socket(address: SocketAddress) -> socket.SocketType:
     sock = new_socket(address[0])
     prepare_connection(sock, is_near=is_loopback(address))
     return sock

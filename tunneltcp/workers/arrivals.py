@@ -57,10 +57,10 @@ _OUT_OF_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.E
 class ArrivalOwner(Protocol):
     """What is done with who came."""
 
-    def on_visitor(self, sock: socket.socket, address: object, *, silent: bool) -> None:
+    def on_visitor(self, sock: socket.SocketType, address: object, *, silent: bool) -> None:
         """A visitor; ``silent``: it has not spoken, so it might yet turn out a link."""
 
-    def on_link(self, sock: socket.socket, address: object) -> None:
+    def on_link(self, sock: socket.SocketType, address: object) -> None:
         """Its first bytes are those of a preface."""
 
     def on_shed(self) -> None:
@@ -74,7 +74,7 @@ class _Arrival:
     __slots__ = ("address", "came", "half", "on_reserve", "sock")
 
     def __init__(
-        self, sock: socket.socket, address: object, came: float, *, on_reserve: bool
+        self, sock: socket.SocketType, address: object, came: float, *, on_reserve: bool
     ) -> None:
         self.sock = sock
         self.address = address
@@ -190,7 +190,7 @@ class Arrivals:
         arrival = self._take(sock, address, on_reserve=True)
         self._loop.call_later(RESERVE_SECONDS, lambda: self._give_up(arrival))
 
-    def take_again(self, sock: socket.socket, address: object) -> None:
+    def take_again(self, sock: socket.SocketType, address: object) -> None:
         """Decide about a connection that a worker before us accepted and never read."""
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
@@ -211,7 +211,7 @@ class Arrivals:
             with contextlib.suppress(OSError):
                 self._reserve = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
 
-    def _take(self, sock: socket.socket, address: object, *, on_reserve: bool) -> _Arrival:
+    def _take(self, sock: socket.SocketType, address: object, *, on_reserve: bool) -> _Arrival:
         if len(self._undecided) >= MAX_UNDECIDED:
             self._throw_out_one()
         arrival = _Arrival(sock, address, self._loop.now, on_reserve=on_reserve)

@@ -240,9 +240,7 @@ class Worker:
             relay.abort(ResetCode.CANCELLED)
 
     def log_visitor(self, visitor: Visitor) -> None:
-        """A visitor has gone: write the line that the access log wants."""
-        if not self.context.access_log:
-            return
+        """A visitor has gone: say so in the access log, where there is one."""
         link_lost = self.link is None or not self.link.is_open
         bytes_in, bytes_out = self.visitors.totals(visitor)
         log_access(

@@ -70,7 +70,7 @@ class Claim:
     """One connection that says it is the link."""
 
     def __init__(
-        self, claims: Claims, loop: Loop, sock: socket.socket, address: object
+        self, claims: Claims, loop: Loop, sock: socket.SocketType, address: object
     ) -> None:
         prepare_link(sock)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
@@ -329,7 +329,7 @@ class Claims:
         except (OSError, ValueError) as error:
             logger.error("the new certificate cannot be used, the old one stays: {}", error)
 
-    def add(self, sock: socket.socket, address: object) -> None:
+    def add(self, sock: socket.SocketType, address: object) -> None:
         """A connection begins like a link."""
         if len(self._strangers) >= MAX_STRANGERS:
             number = int.from_bytes(os.urandom(4), "big") % MAX_STRANGERS

@@ -6,7 +6,7 @@ import errno
 from typing import TYPE_CHECKING, Any, Final
 
 from tunneltcp.advice import Trouble, link_trouble, target_trouble
-from tunneltcp.control.counters import Counter
+from tunneltcp.control.counters import VISITORS, VISITORS_TOTAL
 from tunneltcp.net.address import format_address, literal_addresses
 from tunneltcp.net.tls import ClientTls
 from tunneltcp.protocol.errors import GoawayCode, ResetCode
@@ -331,7 +331,7 @@ class ClientWorker(Worker):
     def on_open(self, link: Link, stream: Stream, addresses: bytes) -> Endpoint:
         """A visitor: connect to the target for it."""
         del link
-        self.counters[Counter.VISITORS_TOTAL] += 1
+        self.counters[VISITORS_TOTAL] += 1
         if self.draining:
             stream.reset(ResetCode.STOPPING)
             return DISCARD
@@ -349,10 +349,9 @@ class ClientWorker(Worker):
             self._tell_target(errno.errorcode.get(error.errno or 0, str(error.strerror)))
             stream.reset(ResetCode.OVER_LIMIT)
             return DISCARD
-        visitor = Visitor(self.visitors.next_id(), addresses, self.loop.now)
-        visitor.relay = relay
-        self._relays[relay] = visitor
-        self.counters[Counter.VISITORS] = len(self._relays)
+        number = self.visitors.next_id()
+        self._relays[relay] = Visitor(number, addresses, self.loop.now, relay)
+        self.counters[VISITORS] = len(self._relays)
         self.memory.table.set_address(stream.record, addresses)
         relay.start(stream)
         return relay
@@ -373,10 +372,10 @@ class ClientWorker(Worker):
 
     def _on_relay_over(self, relay: Relay) -> None:
         visitor = self._relays.pop(relay, None)
-        if visitor is not None:
+        if visitor is not None and self.context.access_log:
             self.log_visitor(visitor)
-        self.counters[Counter.VISITORS] = len(self._relays)
-        if isinstance(relay, TargetRelay) and relay.refused and relay.is_connecting:
+        self.counters[VISITORS] = len(self._relays)
+        if relay.is_connecting and isinstance(relay, TargetRelay) and relay.refused:
             self._tell_target(relay.refused)
             if not literal_addresses(self.context.target_host, self.context.target_port):
                 self._resolve(self.context.target_host, self.context.target_port)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from tunneltcp.advice import Trouble, connect_trouble, spoken
 from tunneltcp.errors import ForgedMessageError, RemoteProtocolError
-from tunneltcp.net.address import format_address
+from tunneltcp.net.address import format_address, peer_address
 from tunneltcp.net.loop import READ, WRITE
 from tunneltcp.net.sockopt import (
     CONNECT_BEGUN,
@@ -138,7 +138,9 @@ class Attempt:
         if error:
             self._fail_with(error)
             return
-        if is_connected_to_itself(self._sock):  # so nobody listens there
+        if is_connected_to_itself(
+            self._sock, peer_address(self._sock)
+        ):  # so nobody listens there
             self._fail(Trouble.REFUSES)
             return
         self.is_connected = True

@@ -34,6 +34,8 @@ class Doors:
         allow = (*NEAR, *networks.allow) if self._near_only else networks.allow
         self._links = Networks(allow, networks.deny)
         self._visitors = Networks(networks.visitors_allow, networks.visitors_deny)
+        self.bar_visitors = not self._visitors.are_all
+        """Whether there is any visitor who may not come."""
 
     def admits_visitor(self, address: object) -> bool:
         """Say whether a visitor may come from there."""

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tunneltcp.advice import claim_trouble
 from tunneltcp.control.context import AllowedNetworks
-from tunneltcp.control.counters import Counter
+from tunneltcp.control.counters import VISITORS, VISITORS_TOTAL, Counter
 from tunneltcp.log import Throttle
-from tunneltcp.net.address import local_address, pack_address
+from tunneltcp.net.address import pack_address, pack_own_address
 from tunneltcp.net.loop import READ
 from tunneltcp.net.sockopt import cookie
 from tunneltcp.net.tls import server_tls
@@ -98,7 +98,8 @@ class ServerWorker(Worker):
         return max(self.context.hold_seconds, MIN_UNDECIDED_SECONDS)
 
     def _can_open(self) -> bool:
-        return self.link is not None and not self.link.is_doubted and not self._client_drains
+        link = self.link
+        return link is not None and not link.liveness.doubted and not self._client_drains
 
     def _handle_message(self, message: dict[str, Any]) -> None:
         if message.get("type") == "networks":
@@ -116,7 +117,7 @@ class ServerWorker(Worker):
         if self.link is not None and self._doors.link_trouble(self.link.peer):
             self.link.lose("no link is taken from its network any more")
 
-    def on_link(self, sock: socket.socket, address: object) -> None:
+    def on_link(self, sock: socket.SocketType, address: object) -> None:
         """Somebody claims to be the link."""
         self._claims.add(sock, address)
 
@@ -124,9 +125,10 @@ class ServerWorker(Worker):
         """A visitor was reset for want of a descriptor."""
         self.warn("descriptors", "no descriptor is left for a visitor: it was reset")
 
-    def on_visitor(self, sock: socket.socket, address: object, *, silent: bool) -> None:
+    def on_visitor(self, sock: socket.SocketType, address: object, *, silent: bool) -> None:
         """A visitor: open a stream, or hold it until there is a link."""
-        if not self._doors.admits_visitor(address):
+        doors = self._doors
+        if doors.bar_visitors and not doors.admits_visitor(address):
             sock.close()
             self.counters[Counter.VISITORS_REFUSED] += 1
             self.warn("visitors_allow", barred_visitor(address))
@@ -137,7 +139,7 @@ class ServerWorker(Worker):
             sock.close()
             self.warn("max_visitors", "max_visitors are here already: another was reset")
             return
-        self.counters[Counter.VISITORS_TOTAL] += 1
+        self.counters[VISITORS_TOTAL] += 1
         can_open = self._can_open()
         if not can_open and (silent or self.context.hold_seconds <= 0):
             sock.close()  # silent ones come here only after the whole time of holding
@@ -146,31 +148,32 @@ class ServerWorker(Worker):
             relay: Relay = VisitorRelay(self, sock, address)
         else:
             relay = Relay(self.loop, sock, self.on_visitor_over)
-        addresses = pack_address(address) + pack_address(local_address(sock))
+        addresses = pack_address(address) + pack_own_address(sock)
         stream = self.session.open_stream(relay, cookie(sock), addresses)
         if stream is None:
             sock.close()
             self.warn("memory", "the tunnel's memory is used up: a visitor was reset")
             return
-        visitor = Visitor(self.visitors.next_id(), address, self.loop.now)
-        visitor.relay = relay
-        self._relays[relay] = visitor
+        number = self.visitors.next_id()
+        self._relays[relay] = Visitor(number, address, self.loop.now, relay)
+        self.counters[VISITORS] = len(self._relays)
         relay.start(stream)
         if not can_open:
             self._hold(relay)
         if self.link is not None:
             self.link.ask_for_life()
-        self._count_visitors()
         if not silent:
             relay.on_events(READ)  # what made it a visitor goes with its OPEN
 
     def on_visitor_over(self, relay: Relay) -> None:
         """A visitor has gone."""
         visitor = self._relays.pop(relay, None)
-        if visitor is not None:
+        if visitor is not None and self.context.access_log:
             self.log_visitor(visitor)
-        self._waiting.pop(relay, None)
-        self._count_visitors()
+        self.counters[VISITORS] = len(self._relays)
+        if self._waiting:
+            self._waiting.pop(relay, None)
+            self._count_held()
         if self.draining:
             self._leave_if_empty()
 
@@ -178,8 +181,7 @@ class ServerWorker(Worker):
         """Return who is connected, those who wait for the link included."""
         return list(self._relays.values())
 
-    def _count_visitors(self) -> None:
-        self.counters[Counter.VISITORS] = len(self._relays)
+    def _count_held(self) -> None:
         self.counters[Counter.HELD] = len(self._waiting)
 
     # --------------------------------------------------------------------- holding
@@ -187,6 +189,7 @@ class ServerWorker(Worker):
     def _hold(self, relay: Relay) -> None:
         """Let a visitor wait for a link; its OPEN does, in the session."""
         self._waiting[relay] = None
+        self._count_held()
         if self._hold_timer is None:
             self._set_hold_timer()
 
@@ -195,7 +198,7 @@ class ServerWorker(Worker):
         unanswered = (relay for relay in self._relays if not relay.stream.is_known)
         self._waiting = dict.fromkeys(unanswered)
         self._set_hold_timer()
-        self._count_visitors()
+        self._count_held()
         self._arrivals.recheck()
 
     def _set_hold_timer(self) -> None:
@@ -218,13 +221,13 @@ class ServerWorker(Worker):
             else:
                 break
         self._set_hold_timer()
-        self._count_visitors()
+        self._count_held()
 
     def _hold_no_more(self) -> None:
         """There is a link: those who waited are let in, in their order, by the session."""
         self._waiting.clear()
         self._set_hold_timer()
-        self._count_visitors()
+        self._count_held()
         self._arrivals.recheck()
 
     # ------------------------------------------------------------------------ link

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, Final
 from tunneltcp.control.counters import Counter
 from tunneltcp.net.address import (
     format_address,
-    local_address,
     pack_address,
+    pack_own_address,
+    peer_address,
     unpack_address,
 )
 from tunneltcp.net.keeper import start_keeper
@@ -209,7 +210,7 @@ class _Successor(Worker):
     ) -> Stream | None:
         addresses = b""
         if self.is_server and sock is not None:
-            addresses = pack_address(_peer(sock)) + pack_address(local_address(sock))
+            addresses = pack_address(peer_address(sock)) + pack_own_address(sock)
         stream = rebuild_stream(
             self.session,
             record,
@@ -249,6 +250,7 @@ class ServerSuccessor(_Successor, ServerWorker):
 
     def restore(self) -> None:
         """Know the client again; visitors that it never answered wait on."""
+        self.counters[Counter.VISITORS] = len(self._relays)
         owner = unpack_owner(self.memory.table.owner, self.keys)
         self._owner_ids = (self.key_clients.get(owner.key, ""), *owner.ids)
         self._owner, self.link_key = owner.address, owner.key
@@ -260,23 +262,22 @@ class ServerSuccessor(_Successor, ServerWorker):
     def adopt(self, stream: Stream, sock: socket.socket) -> None:
         """A visitor goes on."""
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
-        peer = _peer(sock)
+        peer = peer_address(sock)
         relay: Relay
         if stream.head:
             relay = Relay(self.loop, sock, self.on_visitor_over)
         else:  # it has not spoken yet
             relay = VisitorRelay(self, sock, peer)
-        visitor = Visitor(self.visitors.next_id(), format_address(peer), self.loop.now)
-        visitor.relay = relay
-        self._relays[relay] = visitor
-        stream.use(relay)
+        number = self.visitors.next_id()
+        self._relays[relay] = Visitor(number, format_address(peer), self.loop.now, relay)
+        stream.endpoint = relay
         relay.go_on(stream)
 
     def adopt_stranger(self, sock: socket.socket) -> None:
         """Nothing was read from it: nobody has looked at it yet. Else it was the link."""
         kernel = _counters(sock)
         if kernel is not None and _is_untouched(kernel):
-            self._arrivals.take_again(sock, _peer(sock))
+            self._arrivals.take_again(sock, peer_address(sock))
         else:
             sock.close()
 
@@ -303,10 +304,9 @@ class ClientSuccessor(_Successor, ClientWorker):
 
     def _register(self, relay: Relay, stream: Stream) -> None:
         address = unpack_address(self.memory.table.address(stream.record))
-        visitor = Visitor(self.visitors.next_id(), address, self.loop.now)
-        visitor.relay = relay
-        self._relays[relay] = visitor
-        stream.use(relay)
+        number = self.visitors.next_id()
+        self._relays[relay] = Visitor(number, address, self.loop.now, relay)
+        stream.endpoint = relay
 
     def connect(self, stream: Stream) -> None:
         """Connect now; where to is known, or the worker before us could not have begun."""
@@ -343,10 +343,3 @@ def _is_untouched(kernel: TcpCounters) -> bool:
     lives = has_fin or kernel.state == TcpState.ESTABLISHED
     read = kernel.received - kernel.unread - has_fin
     return lives and not read and not kernel.acked and not kernel.unacked
-
-
-def _peer(sock: socket.socket) -> object:
-    try:
-        return sock.getpeername()
-    except OSError:
-        return None

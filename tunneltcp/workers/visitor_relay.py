@@ -23,7 +23,7 @@ class VisitorRelay(Relay):
 
     __slots__ = ("_address", "_decided", "_half", "_worker")
 
-    def __init__(self, worker: ServerWorker, sock: socket.socket, address: object) -> None:
+    def __init__(self, worker: ServerWorker, sock: socket.SocketType, address: object) -> None:
         super().__init__(worker.loop, sock, worker.on_visitor_over)
         self._worker = worker
         self._address = address

@@ -6,12 +6,13 @@ difference of two looks, the first one taken half a second before the first answ
 
 from __future__ import annotations
 
+import itertools
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from tunneltcp.net.address import format_address, unpack_address
 from tunneltcp.protocol.errors import ResetCode
-from tunneltcp.relay.relay import CLOSED, FAILED, TargetRelay
+from tunneltcp.relay.relay import CLOSED, FAILED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -36,20 +37,23 @@ class Visitor:
 
     __slots__ = ("_came_from", "id", "kicked", "rates", "relay", "since", "totals")
 
-    def __init__(self, number: int, came_from: object, since: float) -> None:
+    def __init__(
+        self, number: int, came_from: object, since: float, relay: Relay | None = None
+    ) -> None:
         """Note that somebody came.
 
         Args:
             number: Its id.
             came_from: An address as ``accept`` gave it, as OPEN carries it, or as text.
             since: See below.
+            relay: See below.
         """
         self.id = number
         """Counts up from 1 in each worker."""
         self._came_from = came_from
         self.since = since
         """When it came, on the loop's clock."""
-        self.relay: Relay | None = None
+        self.relay = relay
         """None while it waits for the link."""
         self.kicked = False
         self.totals = (0, 0)
@@ -74,14 +78,10 @@ class Visitors:
     def __init__(self, loop: Loop, *, is_server: bool) -> None:
         self._loop = loop
         self._is_server = is_server
-        self._last_id = 0
+        self.next_id = itertools.count(1).__next__
+        """Returns the id of somebody who has just come."""
         self._looked = -_STALE_SECONDS
         self._measuring: list[Callable[[], None]] = []
-
-    def next_id(self) -> int:
-        """Return the id of somebody who has just come."""
-        self._last_id += 1
-        return self._last_id
 
     def totals(self, visitor: Visitor) -> tuple[int, int]:
         """Return the bytes from the visitor towards the target, and back."""
@@ -152,7 +152,7 @@ class Visitors:
         near, far = ("visitor", "target") if self._is_server else ("target", "visitor")
         if relay is None or not link_is_good or (self._is_server and not relay.stream.is_known):
             return "link"
-        if relay.waiting_bytes or (isinstance(relay, TargetRelay) and relay.is_connecting):
+        if relay.waiting_bytes or relay.is_connecting:
             return near
         stream = relay.stream
         if stream.sent < stream.head:

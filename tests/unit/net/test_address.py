@@ -9,8 +9,9 @@ import pytest
 from tunneltcp.net.address import (
     format_address,
     literal_addresses,
-    local_address,
     pack_address,
+    pack_own_address,
+    peer_address,
 )
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
@@ -95,7 +96,16 @@ def test_pack_address(address, expected):
     assert pack_address(address) == expected
 
 
-def test_local_address():
+def test_our_own_address_is_packed_again_and_again():
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        assert local_address(sock) == sock.getsockname()
-    assert local_address(sock) is None
+        for _ in range(2):
+            assert pack_own_address(sock) == pack_address(sock.getsockname())
+    assert pack_own_address(sock) == b"\0"
+
+
+def test_peer_address():
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        assert peer_address(sock) is None
+        with socket.create_connection(sock.getsockname()) as connected:
+            assert peer_address(connected) == sock.getsockname()
+    assert peer_address(sock) is None

@@ -7,7 +7,7 @@ import os
 import socket
 import struct
 import sys
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ import pytest
 from tests.support.fake_peer import tcp_pair
 from tests.support.sockets import expect_reset, receive_all
 from tunneltcp.master.resources import open_listeners
+from tunneltcp.net.address import peer_address
 from tunneltcp.net.sockopt import (
     CONNECT_BEGUN,
     LINK_TIMEOUT_MS,
@@ -136,6 +137,17 @@ def test_close_cleanly_sends_all_bytes_and_fin(prepared_pair):
     assert len(receive_all(other)) == size
 
 
+def test_close_cleanly_of_what_is_over_at_both_ends_sends_nothing_more(prepared_pair):
+    one, other = prepared_pair
+    one.send(b"all of it")
+    one.shutdown(socket.SHUT_WR)
+    other.shutdown(socket.SHUT_WR)
+    assert one.recv(10) == b""
+    close_cleanly(one)
+    assert receive_all(other) == b"all of it"
+    assert other.getsockopt(SOL, socket.SO_ERROR) == 0
+
+
 def test_closing_otherwise_sends_rst(prepared_pair):
     one, other = prepared_pair
     one.send(b"half of an answer")
@@ -175,7 +187,7 @@ class TestConnectedToItself:
             sock.connect(("127.0.0.1", port))
             sock.send(b"echo")
             assert sock.recv(10) == b"echo"
-            assert is_connected_to_itself(sock)
+            assert is_connected_to_itself(sock, peer_address(sock))
 
     @pytest.mark.slow
     def test_happens_to_who_dials_a_closed_port_again_and_again(self):
@@ -185,18 +197,18 @@ class TestConnectedToItself:
         for _ in range(2 * (high - low)):
             with socket.socket() as sock:
                 if sock.connect_ex(("127.0.0.1", port)) == 0:
-                    assert is_connected_to_itself(sock)
+                    assert is_connected_to_itself(sock, peer_address(sock))
                     return
         pytest.skip("this kernel never chose the port that was dialled")
 
     def test_is_not_said_of_others(self, prepared_pair):
         one, other = prepared_pair
-        assert not is_connected_to_itself(one)
-        assert not is_connected_to_itself(other)
+        assert not is_connected_to_itself(one, peer_address(one))
+        assert not is_connected_to_itself(other, peer_address(other))
 
     def test_is_not_said_of_one_without_an_end(self):
         with socket.socket() as sock:
-            assert not is_connected_to_itself(sock)
+            assert not is_connected_to_itself(sock, peer_address(sock))
 
 
 class TestCookie:
@@ -226,11 +238,11 @@ def test_who_is_accepted_waits_for_nothing(host):
             accept(listener)
         with socket.create_connection(listener.getsockname()[:2]) as visitor:
             sock, address = accept(listener)
-            with sock:
+            with closing(sock):
                 assert address == visitor.getsockname()
                 assert not sock.getblocking()
                 assert not os.get_blocking(sock.fileno())
-                assert not sock.get_inheritable()
+                assert not os.get_inheritable(sock.fileno())
                 assert (sock.family, sock.type) == (listener.family, socket.SOCK_STREAM)
 
 
@@ -238,7 +250,7 @@ def test_who_is_accepted_waits_for_nothing(host):
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
 def test_a_new_socket_waits_for_nothing(family, platform, monkeypatch):
     monkeypatch.setattr(sys, "platform", platform)
-    with new_socket(family) as sock:
+    with closing(new_socket(family)) as sock:
         assert not sock.getblocking()
         assert not os.get_blocking(sock.fileno())
         assert (sock.family, sock.type) == (family, socket.SOCK_STREAM)

@@ -72,6 +72,20 @@ def test_fin_waits_until_all_data_is_out(server):
     ]
 
 
+def test_a_credit_that_is_due_says_what_is_delivered_meanwhile(client):
+    """And nothing more is owed: the first bytes come right behind OPEN."""
+    end = client.open(quietly=False)
+    client.feed(make.data(ID, 0, pattern(end.seed + 1, 0, 60)))
+    (credit,) = client.sent()
+    assert (credit.type, credit.value) == (FrameType.CREDIT, 60)
+    assert not client.session.owing
+    client.sweep()
+    assert client.sent() == []
+    client.feed(make.data(ID, 60, pattern(end.seed + 1, 60, 60)))
+    client.sweep()
+    assert [(f.type, f.value) for f in client.sent()] == [(FrameType.CREDIT, 120)]
+
+
 def test_reset_goes_behind_what_was_read_as_far_as_the_limit_admits(server):
     end = server.open()
     end.write(40_000)
@@ -300,6 +314,46 @@ class TestFramedWhenRead:
             else:
                 end.fail()
             assert kinds(prompt.sent()) == ["DATA", over]
+
+    def test_is_all_of_a_short_visit(self, prompt):
+        """Nobody waits in line, so nobody does for OPEN and FIN."""
+        end = prompt.open(quietly=False)
+        self.read(end, 10)
+        end.end()
+        end.read()
+        assert not prompt.session.sender.ready
+        frames = prompt.sent()
+        assert [(f.type.name, f.stream_id, f.value, len(f.payload)) for f in frames] == [
+            ("OPEN", ID, end.stream.granted, len(make.addresses(1))),
+            ("DATA", ID, 0, 10),
+            ("FIN", ID, 10, 0),
+        ]
+        assert frames[0].payload == make.addresses(1)
+        assert prompt.sent() == []
+
+    def test_is_no_open_while_an_older_one_waits_in_line(self, prompt):
+        prompt.session.sender.small_bytes = 0
+        prompt.open(quietly=False)
+        prompt.session.sender.small_bytes = MODEST_BYTES
+        prompt.open(quietly=False)
+        assert [(f.type.name, f.stream_id) for f in prompt.sent()] == [("OPEN", 1), ("OPEN", 2)]
+
+    def test_is_no_fin_in_front_of_what_the_limit_holds_back(self, new_bench):
+        bench = new_bench("server", first_limit=10)
+        end = bench.open()
+        self.read(end, 20)
+        assert kinds(bench.sent()) == ["DATA"]
+        bench.session.sender.small_bytes = MODEST_BYTES
+        end.end()
+        end.read()
+        assert bench.sent() == []
+        bench.feed(make.credit(ID, 0, 20))
+        assert kinds(bench.sent()) == ["DATA", "FIN"]
+
+    def test_is_told_by_a_reset_when_it_fails_before_it_is_written(self, prompt):
+        end = prompt.open(quietly=False)
+        end.fail()
+        assert kinds(prompt.sent()) == ["OPEN", "RESET"]
 
     def test_is_not_overtaken_by_the_answer_to_a_reset(self, prompt):
         """After that answer the peer has forgotten the stream."""
