@@ -130,7 +130,7 @@ class RawClient(RawLink):
         proves: bool = True,
         dials: bool = True,
         session: str | None = None,
-        attempt: int = 0,
+        attempt: int | None = None,
         greeting: bytes = b"",
     ) -> None:
         sock = socket.create_connection(("127.0.0.1", port))
@@ -143,7 +143,7 @@ class RawClient(RawLink):
             port=public_port,
             window=1 << 20,
             session=session,
-            attempt=attempt or next(_attempts),
+            attempt=next(_attempts) if attempt is None else attempt,
         )
         key = port_key(token, public_port)
         self.handshake = ClientHandshake(
