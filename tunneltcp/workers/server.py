@@ -12,7 +12,7 @@ from tunneltcp.control.counters import Counter
 from tunneltcp.log import Throttle
 from tunneltcp.net.address import local_address, pack_address
 from tunneltcp.net.loop import READ
-from tunneltcp.net.sockopt import cookie
+from tunneltcp.net.sockopt import cookie, unpace_if_near
 from tunneltcp.net.tls import server_tls
 from tunneltcp.protocol.errors import GoawayCode, ResetCode
 from tunneltcp.protocol.messages import RefusedCode
@@ -142,6 +142,7 @@ class ServerWorker(Worker):
         if not can_open and (silent or self.context.hold_seconds <= 0):
             sock.close()  # silent ones come here only after the whole time of holding
             return
+        unpace_if_near(sock, address)
         if silent:
             relay: Relay = VisitorRelay(self, sock, address)
         else:
