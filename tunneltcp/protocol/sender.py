@@ -171,7 +171,7 @@ class Sender:
         self.retired.clear()
         self._on_rings_back()
 
-    def data_to_send(self) -> list[bytes | memoryview]:  # noqa: C901, PLR0912 - hot
+    def data_to_send(self) -> list[bytes | memoryview]:  # noqa: C901, PLR0912, PLR0915 - hot
         """Return the next buffers for the link, at most about ``room_bytes``.
 
         Everything returned by the call before must have been written by now.
@@ -182,7 +182,10 @@ class Sender:
         if self._answers or self._credits or self._pong is not None:
             self._append_small(out)
         if self.framed:
-            self._append_framed(out)
+            if out or len(self.framed) > MAX_BATCH_BUFFERS:
+                self._append_framed(out)
+            else:
+                out, self.framed = self.framed, out
         # What is left of the batch, 16 bytes of header for each frame included.
         left = room = self.room_bytes
         if out:
