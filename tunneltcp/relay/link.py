@@ -236,7 +236,7 @@ class Link:
                 break
             self._pending = _NOTHING
             sender.is_unwritten = False
-            if not sender.ready and not sender.has_output:
+            if not (sender.ready or sender.framed or sender.has_small):
                 wanted = False
                 break
         if wanted != self._writing:
@@ -268,8 +268,8 @@ class Link:
         """At the end of each turn of the loop: write once for all that happened."""
         session = self.session
         sender = session.sender
-        # The usual answer without a property, which costs as much as ten plain look-ups.
-        if not self._writing and (sender.framed or sender.ready or sender.has_output):
+        # Not by has_output: a property costs as much as ten plain look-ups.
+        if not self._writing and (sender.framed or sender.ready or sender.has_small):
             self.flush()
         if session.owing and not self._sweeping:
             self._sweeping = True
