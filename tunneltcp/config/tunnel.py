@@ -124,7 +124,9 @@ class TunnelConfig:
             """How the link finds out what its path can carry, for what this side sends: by
             `"bbr"` a full queue on the way is noticed and mostly avoided, and single losses do
             not slow it. What this machine does not have or does not allow is a line in the log
-            that names the sysctl, and the link uses the system's.""",
+            that names the sysctl, and the link uses the system's. Within one
+            machine `"system"` is `"reno"` where it would be `"bbr"`, whose pacing only costs
+            there; so it is for visitors and targets.""",
             choices=("system", "bbr", "cubic", "reno"),
             for_all=True,
         ),

@@ -10,6 +10,7 @@ __all__ = [
     "SocketAddress",
     "format_address",
     "is_loopback",
+    "is_loopback_host",
     "literal_addresses",
     "pack_address",
     "pack_own_address",
@@ -59,8 +60,12 @@ def _interface_index(scope: str) -> int:
 @lru_cache(maxsize=128)
 def is_loopback(address: SocketAddress) -> bool:
     """Say whether an address to connect to is this very machine's own."""
-    host = str(address[1][0])
-    return host == "::1" or host.startswith(("127.", "::ffff:127."))
+    return is_loopback_host(str(address[1][0]))
+
+
+def is_loopback_host(host: str) -> bool:
+    """Say the same of a host as ``accept`` or ``getpeername`` tell it."""
+    return host.startswith(("127.", "::ffff:127.")) or host == "::1"
 
 
 def pack_address(address: object) -> bytes:

@@ -123,7 +123,7 @@ class Loop:
         if timers:
             first = timers[0][0] - now
             if first < sleep:
-                sleep = max(0.0, first)
+                sleep = first if first > 0.0 else 0.0  # noqa: FURB136 - a call, each turn
         on_beat = self.on_beat
         if on_beat is not None:
             if now >= self._next_beat:
@@ -132,7 +132,8 @@ class Loop:
             elif now + sleep > self._next_beat:
                 sleep = self._next_beat - now  # a long sleep begins with a beat
         fresh = self._fresh
-        fresh.clear()
+        if fresh:
+            fresh.clear()
         ready = poll(sleep)
         self.now = clock()
         callbacks = self._callbacks

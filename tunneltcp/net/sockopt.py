@@ -17,6 +17,7 @@ import struct
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
+from tunneltcp.net.address import is_loopback_host
 from tunneltcp.net.tcp_counters import TcpState
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ __all__ = [
     "prepare_link",
     "prepare_listener",
     "set_congestion",
+    "unpace",
+    "unpace_if_near",
 ]
 
 Buffers = list[bytes | memoryview]
@@ -62,6 +65,9 @@ LINK_UNSENT_BYTES: Final = 256 * 1024
 LINK_TIMEOUT_MS: Final = 60_000
 """Milliseconds after which the kernel gives up a link whose bytes nobody acknowledges:
 a back-up, the PINGs are quicker."""
+
+_UNPACED: Final = (b"reno\0", b"cubic\0")
+"""Congestion controls that send what they may at once, as the kernel tells their names."""
 
 if sys.platform == "linux":
     _STREAM_NONBLOCK: Final = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -153,6 +159,8 @@ def prepare_connection(sock: socket.SocketType, *, is_near: bool = False) -> Non
             sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         except OSError:
             pass
+    if is_near:
+        unpace(sock)
 
 
 def prepare_listener(sock: socket.SocketType) -> None:
@@ -190,6 +198,28 @@ def set_congestion(fd: int, name: str) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode())
     else:
         raise OSError(errno.ENOPROTOOPT, os.strerror(errno.ENOPROTOOPT))
+
+
+def unpace(sock: socket.SocketType) -> None:
+    """Let a connection to this very machine send what it may at once: there is no path.
+
+    A congestion control that spreads packets over time (bbr) halves what one core carries
+    there. Reno, which does not, is in each kernel and allowed to everybody.
+    """
+    if sys.platform == "linux":
+        try:
+            # Asked each time: a machine's choice may change, and a route may have its own.
+            name = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
+            if not name.startswith(_UNPACED):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+        except OSError:
+            pass
+
+
+def unpace_if_near(sock: socket.SocketType, address: object) -> None:
+    """Do that for a connection whose peer has this address, if it is this very machine."""
+    if isinstance(address, tuple) and is_loopback_host(str(address[0])):
+        unpace(sock)
 
 
 def close_cleanly(sock: socket.SocketType) -> None:

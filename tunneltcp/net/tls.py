@@ -92,7 +92,7 @@ class TlsConnection:
         self._ended = False
         self._pieces: list[bytes | memoryview] = []
         """What is still to be encrypted of what is being sent, the last piece first."""
-        self._unsent = memoryview(b"")
+        self._unsent: bytes | memoryview = b""
         """What is encrypted and not sent yet."""
         self.fileno = sock.fileno
         self.getsockopt = sock.getsockopt
@@ -172,23 +172,29 @@ class TlsConnection:
 
     def recv_into(self, view: memoryview) -> int:
         """Receive; see :class:`~tunneltcp.net.transport.Transport`."""
-        incoming = self._incoming
-        receive_into = self._sock.recv_into
         # Ciphertext into the end of the view, while its front is for what that decrypts to.
         raw = view[-_RECEIVE_BYTES:]
-        room = len(view) - _RECEIVE_BYTES
-        came = count = 0
-        try:
-            while not came or (came == _RECEIVE_BYTES and room - count >= _ROUND_BYTES):
-                came = receive_into(raw)
-                if not came:
-                    return count
-                incoming.write(raw[:came])
-                count += self._decrypt_all(view[count:room] if count else view)
-        except BlockingIOError:
-            pass
+        came = self._sock.recv_into(raw)
+        if not came:
+            return 0
+        self._incoming.write(raw[:came])
+        count = self._decrypt_all(view)
+        if came == _RECEIVE_BYTES:
+            count = self._receive_more(view, raw, count)
         if not count and not self._ended:
             raise BlockingIOError
+        return count
+
+    def _receive_more(self, view: memoryview, raw: memoryview, count: int) -> int:
+        """Go on while as much comes as is taken at once, and there is room."""
+        room = len(view) - len(raw)
+        with suppress(BlockingIOError):
+            while room - count >= _ROUND_BYTES:
+                came = self._sock.recv_into(raw)
+                self._incoming.write(raw[:came])
+                count += self._decrypt_all(view[count:room])
+                if came < _RECEIVE_BYTES:
+                    break
         return count
 
     def _decrypt_all(self, view: memoryview) -> int:
@@ -198,12 +204,13 @@ class TlsConnection:
         size = len(view)
         count = 0
         try:
-            while incoming.pending:
-                more = decrypt(size - count, view[count:] if count else view)
-                if not more:  # close_notify: nothing that follows counts
-                    self._ended = True
-                    incoming.read()
+            count = more = decrypt(size, view)
+            while more and incoming.pending:
+                more = decrypt(size - count, view[count:])
                 count += more
+            if not more:  # close_notify: nothing that follows counts
+                self._ended = True
+                incoming.read()
         except ssl.SSLWantReadError:  # half a record
             pass
         except ssl.SSLError as error:
@@ -212,30 +219,40 @@ class TlsConnection:
 
     def send(self, data: bytes) -> int:
         """Send all of ``data``, or be called again with the same."""
-        return self.sendmsg([data])
+        size = len(data)
+        if not self._unsent:
+            self._pieces = [data] if size <= _PIECE_BYTES else _pieces([data], size)
+        self._send_pieces()
+        return size
 
     def sendmsg(self, buffers: Sequence[bytes | memoryview]) -> int:
         """Send all of ``buffers``, or be called again with the same ones."""
         size = sum(map(len, buffers))
         if not self._unsent:
             self._pieces = _pieces(buffers, size)
-        try:
-            self._send_pieces()
-        except ssl.SSLError as error:
-            raise _failure(_sentence(error)) from error
+        self._send_pieces()
         return size
 
     def _send_pieces(self) -> None:
-        """Encrypt one piece, send it, and so on: never is more in memory than one."""
-        pieces = self._pieces
-        unsent = self._unsent
-        send = self._sock.send
+        """Encrypt one piece, send it, and so on: never is more in memory than one.
+
+        A small one, such as a frame's header, goes with the next.
+        """
+        pieces, unsent = self._pieces, self._unsent
+        encrypt, send = self._encrypt, self._sock.send
         while unsent or pieces:
             if not unsent:
-                self._encrypt(pieces.pop())
-                self._unsent = unsent = memoryview(self._outgoing.read())
+                piece = pieces.pop()
+                try:
+                    encrypt(piece)
+                    if pieces and len(piece) < MAX_RECORD_BYTES:
+                        encrypt(pieces.pop())
+                except ssl.SSLError as error:
+                    raise _failure(_sentence(error)) from error
+                self._unsent = unsent = self._outgoing.read()
             count = send(unsent)
-            self._unsent = unsent = unsent[count:]
+            unsent = b"" if count == len(unsent) else memoryview(unsent)[count:]
+            self._unsent = unsent
 
 
 def _pieces(buffers: Sequence[bytes | memoryview], size: int) -> list[bytes | memoryview]:

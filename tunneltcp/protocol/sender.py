@@ -96,6 +96,8 @@ class Sender:
         self._credits: list[Stream] = []
         self._answers: list[bytes] = []
         self._pong: int | None = None
+        self.has_small = False
+        """Whether any of these waits: a small frame, a CREDIT, a ring to be given back."""
         self.room_bytes = BATCH_BYTES
         """How much the next batch may hold; small frames always go. Set by the driver."""
         self.frame_bytes = MAX_PAYLOAD_BYTES
@@ -106,9 +108,7 @@ class Sender:
     @property
     def has_output(self) -> bool:
         """Whether :meth:`data_to_send` has something to return, or to give back."""
-        if self.ready or self.framed or self.retired:
-            return True
-        return bool(self._credits or self._answers or self._pong is not None)
+        return bool(self.ready or self.framed or self.has_small)
 
     def enqueue(self, stream: Stream) -> None:
         """Let the stream have its turn to send."""
@@ -129,7 +129,7 @@ class Sender:
     def owe_credit(self, stream: Stream) -> None:
         """Send CREDIT for this stream with the next batch."""
         if not stream.credit_due:
-            stream.credit_due = True
+            stream.credit_due = self.has_small = True
             self._credits.append(stream)
 
     def answer(self, frame: bytes) -> None:
@@ -144,16 +144,17 @@ class Sender:
             # Behind it: an answer to RESET says that no more DATA follows.
             self.framed += (frame[:HEADER_BYTES], frame[HEADER_BYTES:])
         else:
-            self._answers.append(frame)
+            self.say(frame)
 
     def greet(self, frames: list[bytes]) -> None:
         """Send these whole frames before all else: the link is new (1.6 MB at most)."""
-        self._answers.append(b"".join(frames))
+        self.say(b"".join(frames))
 
     def retire(self, ring: Ring) -> None:
         """Give a ring back as soon as nothing that was handed out can point into it."""
         if self.is_unwritten or self.framed:
             self.retired.append(ring)
+            self.has_small = True
         else:
             self._arena.give(ring)
             if self._starved:
@@ -162,16 +163,18 @@ class Sender:
     def say(self, frame: bytes) -> None:
         """Send a small frame of our own; those are few."""
         self._answers.append(frame)
+        self.has_small = True
 
     def pong(self, value: int) -> bool:
         """Answer a PING; only the latest. Return whether an earlier one still waits."""
         waits = self._pong is not None
         self._pong = value
+        self.has_small = True
         return waits
 
     def credit_now(self, stream: Stream) -> None:
         """Make the last CREDIT, which is due, of a stream that is about to be forgotten."""
-        self._answers.append(self._credit_frame(stream, stream.credit_word))
+        self.say(self._credit_frame(stream, stream.credit_word))
         if self._credits[-1] is stream:  # usually: it became due when the FIN was passed on
             self._credits.pop()
         else:
@@ -187,6 +190,7 @@ class Sender:
         self._pong = None
         self.is_unwritten = False
         self._free_retired()
+        self.has_small = False
 
     def _free_retired(self) -> None:
         for ring in self.retired:
@@ -195,18 +199,19 @@ class Sender:
         if self._starved:
             self._feed_starved()
 
-    def data_to_send(self) -> list[bytes | memoryview]:  # noqa: C901, PLR0912 - hot
+    def data_to_send(self) -> list[bytes | memoryview]:  # noqa: C901, PLR0912, PLR0915 - hot
         """Return the next buffers for the link, at most about ``room_bytes``.
 
         Everything returned by the call before must have been written by now.
         """
-        if self.retired and not self.framed:
-            self._free_retired()
         out: list[bytes | memoryview] = []
-        if self._answers or self._credits or self._pong is not None:
+        if self.has_small:
             self._append_small(out)
         if self.framed:
-            self._append_framed(out)
+            if out or len(self.framed) > MAX_BATCH_BUFFERS:
+                self._append_framed(out)
+            else:
+                out, self.framed = self.framed, out
         # What is left of the batch, 16 bytes of header for each frame included.
         left = room = self.room_bytes
         if out:
@@ -306,7 +311,9 @@ class Sender:
         return CREDIT_FRAME.pack(word, delivered, limit, flags)
 
     def _append_small(self, out: list[bytes | memoryview]) -> None:
-        """What overtakes data: small frames, PONG, CREDIT."""
+        """What overtakes data: small frames, PONG, CREDIT; before that, give rings back."""
+        if self.retired and not self.framed:
+            self._free_retired()
         out += self._answers[: MAX_BATCH_BUFFERS - 1]
         del self._answers[: MAX_BATCH_BUFFERS - 1]
         if self._pong is not None:
@@ -317,6 +324,7 @@ class Sender:
             if stream.endpoint is not DISCARD:
                 out.append(self._credit_frame(stream, stream.credit_word))
         del self._credits[:room]
+        self.has_small = bool(self.retired or self._answers or self._credits)
 
     def _append_framed(self, out: list[bytes | memoryview]) -> None:
         """What was framed when it was read: whole frames. Is one left, nothing else fits in."""

@@ -97,6 +97,7 @@ class Link:
         self._owner = owner
         self._buffer = buffer
         self._receive_into = transport.recv_into
+        self._send = transport.send
         self._sendmsg = gather_send(transport)
         self._pending = _NOTHING
         self._kept = b""
@@ -193,7 +194,7 @@ class Link:
 
     # -------------------------------------------------------------------- sending
 
-    def flush(self) -> None:  # noqa: C901 - the hot path
+    def flush(self) -> None:  # noqa: C901, PLR0912 - the hot path
         """Write what the session has, as far as the kernel takes it."""
         session = self.session
         sender = session.sender
@@ -218,9 +219,12 @@ class Link:
                 flight.written += size
             try:
                 if size <= JOIN_BYTES:
-                    pending = [b"".join(pending)]
-                sendmsg = self._sendmsg
-                count = sendmsg(pending)
+                    send, whole = self._send, b"".join(pending)
+                    pending = [whole]
+                    count = send(whole)
+                else:
+                    sendmsg = self._sendmsg
+                    count = sendmsg(pending)
             except BlockingIOError:
                 count = 0
             except OSError as error:
@@ -232,7 +236,7 @@ class Link:
                 break
             self._pending = _NOTHING
             sender.is_unwritten = False
-            if not sender.ready and not sender.has_output:
+            if not (sender.ready or sender.framed or sender.has_small):
                 wanted = False
                 break
         if wanted != self._writing:
@@ -264,8 +268,8 @@ class Link:
         """At the end of each turn of the loop: write once for all that happened."""
         session = self.session
         sender = session.sender
-        # The usual answer without a property, which costs as much as ten plain look-ups.
-        if not self._writing and (sender.framed or sender.ready or sender.has_output):
+        # Not by has_output: a property costs as much as ten plain look-ups.
+        if not self._writing and (sender.framed or sender.ready or sender.has_small):
             self.flush()
         if session.owing and not self._sweeping:
             self._sweeping = True

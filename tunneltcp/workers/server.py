@@ -12,7 +12,7 @@ from tunneltcp.control.counters import VISITORS, VISITORS_TOTAL, Counter
 from tunneltcp.log import Throttle
 from tunneltcp.net.address import pack_address, pack_own_address
 from tunneltcp.net.loop import READ
-from tunneltcp.net.sockopt import cookie
+from tunneltcp.net.sockopt import cookie, unpace_if_near
 from tunneltcp.net.tls import server_tls
 from tunneltcp.protocol.errors import GoawayCode, ResetCode
 from tunneltcp.protocol.messages import RefusedCode
@@ -144,10 +144,9 @@ class ServerWorker(Worker):
         if not can_open and (silent or self.context.hold_seconds <= 0):
             sock.close()  # silent ones come here only after the whole time of holding
             return
-        if silent:
-            relay: Relay = VisitorRelay(self, sock, address)
-        else:
-            relay = Relay(self.loop, sock, self.on_visitor_over)
+        unpace_if_near(sock, address)
+        over = self.on_visitor_over
+        relay = VisitorRelay(self, sock, address) if silent else Relay(self.loop, sock, over)
         addresses = pack_address(address) + pack_own_address(sock)
         stream = self.session.open_stream(relay, cookie(sock), addresses)
         if stream is None:

@@ -8,6 +8,8 @@ import pytest
 
 from tunneltcp.net.address import (
     format_address,
+    is_loopback,
+    is_loopback_host,
     literal_addresses,
     pack_address,
     pack_own_address,
@@ -109,3 +111,22 @@ def test_peer_address():
         with socket.create_connection(sock.getsockname()) as connected:
             assert peer_address(connected) == sock.getsockname()
     assert peer_address(sock) is None
+
+
+@pytest.mark.parametrize(
+    ("host", "is_near"),
+    [
+        ("127.0.0.1", True),
+        ("127.1.2.3", True),
+        ("::1", True),
+        ("::ffff:127.0.0.1", True),
+        ("192.0.2.7", False),
+        ("12.7.0.1", False),
+        ("::ffff:192.0.2.7", False),
+        ("::127.0.0.1", False),
+        ("fe80::1%lo", False),
+    ],
+)
+def test_what_is_this_very_machine(host, is_near):
+    assert is_loopback_host(host) == is_near
+    assert is_loopback((V4, (host, 80))) == is_near

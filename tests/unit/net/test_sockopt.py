@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.congestion import congestion_of, require_congestion
 from tests.support.fake_peer import tcp_pair
 from tests.support.sockets import expect_reset, receive_all
 from tunneltcp.master.resources import open_listeners
@@ -32,6 +33,8 @@ from tunneltcp.net.sockopt import (
     prepare_connection,
     prepare_link,
     prepare_listener,
+    unpace,
+    unpace_if_near,
 )
 
 TCP, SOL = socket.IPPROTO_TCP, socket.SOL_SOCKET
@@ -90,6 +93,52 @@ def test_who_is_near_needs_no_keepalive():
         assert options(sock) == CONNECTION | {
             name: default[name] for name in ("keepalive", "idle", "interval", "count")
         }
+
+
+class TestPacing:
+    """What spreads packets over time costs half of the speed where there is no path."""
+
+    @pytest.mark.parametrize(
+        ("begins", "is_near", "ends"),
+        [
+            ("bbr", True, "reno"),
+            ("bbr", False, "bbr"),
+            ("cubic", True, "cubic"),
+            ("reno", True, "reno"),
+        ],
+    )
+    def test_is_for_who_is_far(self, begins, is_near, ends):
+        require_congestion(begins)
+        with socket.socket() as sock:
+            sock.setsockopt(TCP, socket.TCP_CONGESTION, begins.encode())
+            prepare_connection(sock, is_near=is_near)
+            assert congestion_of(sock) == ends
+
+    @pytest.mark.parametrize(
+        ("address", "ends"),
+        [
+            (("127.0.0.1", 80), "reno"),
+            (("::ffff:127.0.0.1", 80, 0, 0), "reno"),
+            (("::1", 80, 0, 0), "reno"),
+            (("192.0.2.7", 80), "bbr"),
+        ],
+    )
+    def test_ends_for_an_accepted_connection_that_is_near(self, address, ends):
+        require_congestion("bbr")
+        one, other = tcp_pair()
+        with one, other:
+            one.setsockopt(TCP, socket.TCP_CONGESTION, b"bbr")
+            unpace_if_near(one, address)
+            assert congestion_of(one) == ends
+            one.sendall(b"still here")
+            assert other.recv(20) == b"still here"
+
+    def test_that_cannot_be_changed_stays(self):
+        sock = socket.socket()
+        sock.close()
+        unpace(sock)
+        with socket.socket(socket.AF_UNIX) as sock:
+            unpace(sock)
 
 
 def listener_of_net(host: str) -> socket.socket:

@@ -7,6 +7,7 @@ import random
 import socket
 import ssl
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 
@@ -385,6 +386,43 @@ class TestSend:
         pair.far._incoming.write(raw)
         pair.far._drive()
         assert bytes(pair.far.received) == pattern(1, 0, 16_000)
+
+    def test_a_header_goes_with_what_follows(self, pair):
+        """Or each large frame costs one more call, and the network a tiny packet."""
+        sent = []
+
+        def send(data):
+            sent.append(len(data))
+            return len(data)
+
+        pair.near._sock = SimpleNamespace(send=send)
+        sizes = [16, 262_144, 16, 262_144, 16]
+        assert pair.near.sendmsg([bytes(size) for size in sizes]) == sum(sizes)
+        records = [(65_536, 4), (65_536, 4), (65_536, 4)]
+        whole = [(16 + 65_536, 5), *records, (16 + 65_536, 5), *records, (16, 1)]
+        assert sent == [size + count * 22 for size, count in whole]
+
+    def test_of_one_small_piece_is_one_record(self, pair):
+        assert pair.near.send(pattern(1, 0, 100)) == 100
+        raw = _take(pair.far.sock)
+        assert len(raw) == 100 + 22
+
+    @pytest.mark.parametrize("size", [100, 65_536, 65_537, 1_000_000])
+    def test_of_one_piece_takes_all_or_asks_to_be_called_again(self, pair, size):
+        pair.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16_384)
+        data = pattern(8, 0, size)
+        pair.far.reads = False
+        while True:
+            try:
+                assert pair.near.send(data) == size
+                break
+            except BlockingIOError:
+                pair.far.reads = True
+                pair.far.pump()
+        pair.far.reads = True
+        for _ in range(10):
+            pair.far.pump()
+        assert bytes(pair.far.received) == data
 
     @pytest.mark.parametrize("sizes", [[16, 262_144, 16, 262_144], [16, 200, 16, 70_000, 16]])
     def test_takes_all_or_asks_to_be_called_again(self, pair, sizes):

@@ -40,7 +40,11 @@ class CountingSocket(socket.socket):
         self.sends += 1
         if self.takes is None:
             return super().sendmsg(buffers, *rest)
-        return self.send(b"".join(buffers)[: self.takes])
+        return super().send(b"".join(buffers)[: self.takes])
+
+    def send(self, data, *rest):
+        self.sends += 1
+        return super().send(data if self.takes is None else data[: self.takes], *rest)
 
 
 class Owner:
