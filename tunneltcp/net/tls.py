@@ -259,19 +259,27 @@ def _pieces(buffers: Sequence[bytes | memoryview], size: int) -> list[bytes | me
     """Return what is to be encrypted at once, the last piece first.
 
     Small buffers are joined: each record costs 22 bytes and a microsecond. Large ones are
-    cut, but never copied.
+    cut, but never copied. No piece is longer than ``_PIECE_BYTES``, since what OpenSSL once took
+    room for it keeps.
     """
     if size <= _PIECE_BYTES:
         return [b"".join(buffers)]
     pieces: list[bytes | memoryview] = []
     small: list[bytes | memoryview] = []
+    room = 0
     for buffer in buffers:
-        if len(buffer) < MAX_RECORD_BYTES:
+        if len(buffer) < MAX_RECORD_BYTES and len(buffer) <= room:
             small.append(buffer)
+            room -= len(buffer)
             continue
         if small:
             pieces.append(b"".join(small))
             small.clear()
+        if len(buffer) < MAX_RECORD_BYTES:
+            small.append(buffer)
+            room = _PIECE_BYTES - len(buffer)
+            continue
+        room = 0
         whole = memoryview(buffer)
         starts = range(0, len(whole), _PIECE_BYTES)
         pieces += [whole[start : start + _PIECE_BYTES] for start in starts]

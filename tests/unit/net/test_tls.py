@@ -17,8 +17,10 @@ from tests.support.fake_tls import TlsPeer
 from tests.support.pattern import pattern
 from tunneltcp.master.spawn import fork
 from tunneltcp.net.tls import (
+    _PIECE_BYTES,
     MAX_RAW_BYTES,
     TlsConnection,
+    _pieces,
     client_context,
     server_tls,
 )
@@ -528,3 +530,14 @@ def test_forked_workers_share_no_randomness():
     seen.add(ssl.RAND_bytes(16))
     assert len(seen) == 5
     assert b"" not in seen
+
+
+def test_what_is_encrypted_at_once_is_bounded():
+    """Many small buffers are no more than one large one: OpenSSL keeps what it took room for."""
+    rng = random.Random(5)
+    sizes = [rng.choice([16, 300, 3000, 16_383, 16_384, 200_000]) for _ in range(300)]
+    buffers = [pattern(6, number, size) for number, size in enumerate(sizes)]
+    pieces = _pieces(buffers, sum(sizes))[::-1]
+    assert b"".join(pieces) == b"".join(buffers)
+    assert max(map(len, pieces)) <= _PIECE_BYTES
+    assert len(pieces) < sum(sizes) / _PIECE_BYTES * 3
