@@ -259,7 +259,7 @@ def _pieces(buffers: Sequence[bytes | memoryview], size: int) -> list[bytes | me
     """Return what is to be encrypted at once, the last piece first.
 
     Small buffers are joined: each record costs 22 bytes and a microsecond. Large ones are
-    cut, but never copied. No piece is longer than ``_PIECE_BYTES``, since what OpenSSL once took
+    cut, but never copied. None is longer than ``_PIECE_BYTES``, since what OpenSSL once took
     room for it keeps.
     """
     if size <= _PIECE_BYTES:

@@ -533,7 +533,7 @@ def test_forked_workers_share_no_randomness():
 
 
 def test_what_is_encrypted_at_once_is_bounded():
-    """Many small buffers are no more than one large one: OpenSSL keeps what it took room for."""
+    """Many small buffers are as a large one is: OpenSSL keeps what it took room for."""
     rng = random.Random(5)
     sizes = [rng.choice([16, 300, 3000, 16_383, 16_384, 200_000]) for _ in range(300)]
     buffers = [pattern(6, number, size) for number, size in enumerate(sizes)]
