@@ -55,8 +55,8 @@ _COUNTED: Final = (
 _WITH_IMMORTALS: Final = 0x030C0000
 """CPython 3.12, as ``sys.hexversion`` has it."""
 
-_ADDRESS_WORDS: Final = 1 << 45
-"""Words of four bytes in the half of the address space that programs have (2**47 bytes)."""
+_ADDRESS_WORDS: Final = 1 << 60
+"""Words of four bytes in more addresses than programs have anywhere (2**47 to 2**56 bytes)."""
 
 
 def freeze() -> int:
