@@ -14,10 +14,13 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
+if sys.platform == "linux":
+    from fcntl import ioctl
+
 if TYPE_CHECKING:
     from tunneltcp.net.transport import Transport
 
-__all__ = ["TcpCounters", "TcpState", "packets_resent", "read_counters"]
+__all__ = ["TcpCounters", "TcpState", "all_acknowledged", "packets_resent", "read_counters"]
 
 _TCP_INFO_BYTES: Final = 136
 """As far as ``tcpi_bytes_received``; in Linux since 4.1."""
@@ -45,6 +48,12 @@ class TcpState(IntEnum):
     CLOSING = 11
 
 
+if sys.platform == "linux":
+
+    def _ask(fd: int, request: int) -> int:
+        return int.from_bytes(ioctl(fd, request, bytes(4)), sys.byteorder)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TcpCounters:
     """One look at a connection."""
@@ -70,14 +79,10 @@ def read_counters(sock: socket.socket) -> TcpCounters:
         OSError: If the kernel does not tell, or it moves all the time.
     """
     if sys.platform == "linux":
-        import fcntl
-
-        def ask(request: int) -> int:
-            return int.from_bytes(fcntl.ioctl(sock.fileno(), request, bytes(4)), sys.byteorder)
-
+        fd = sock.fileno()
         for _ in range(_TRIES):
             before = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-            unacked, unread = ask(_SIOCOUTQ), ask(_SIOCINQ)
+            unacked, unread = _ask(fd, _SIOCOUTQ), _ask(fd, _SIOCINQ)
             after = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
             if len(after) < _TCP_INFO_BYTES:
                 break
@@ -105,3 +110,11 @@ def packets_resent(transport: Transport) -> int:
             info = transport.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RESENT_AT + 4)
             return int.from_bytes(info[_RESENT_AT:], sys.byteorder)
     return 0
+
+
+def all_acknowledged(transport: Transport) -> bool:
+    """Return whether the other end's kernel has all that was written; False if none tells."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            return not _ask(transport.fileno(), _SIOCOUTQ)
+    return False

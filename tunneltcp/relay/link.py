@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from tunneltcp.net.loop import READ, WRITE
 from tunneltcp.net.sockopt import gather_send
-from tunneltcp.net.tcp_counters import packets_resent
+from tunneltcp.net.tcp_counters import all_acknowledged, packets_resent
 from tunneltcp.protocol.bucket import Bucket
 from tunneltcp.protocol.errors import GoawayCode, RemoteProtocolError
 from tunneltcp.protocol.flight import PING_SECONDS, Flight
@@ -135,6 +135,11 @@ class Link:
     def heard(self) -> float:
         """When the last byte came, on the loop's clock."""
         return self.liveness.heard
+
+    @property
+    def is_acknowledged(self) -> bool:
+        """Whether all that was sent has come to the peer's machine, so far as it is known."""
+        return not self._pending and all_acknowledged(self._transport)
 
     def start(self, rest: bytes) -> None:
         """Begin; ``rest`` is what came behind the handshake."""

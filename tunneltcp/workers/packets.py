@@ -1,7 +1,7 @@
 """Which packets a path lets through: some swallow the big ones without a word.
 
 Where the ICMP message that a packet is too big is lost, the handshake of a link passes and
-bulk never does: each new link dies as the one before. Links that went silent with streams
+bulk never does: each new link dies as the one before. Links that went silent with something
 on them, two in a row, are taken for that, and the next ones are dialled with small packets.
 If it was something else, that cost a few per cent of the bandwidth; if two more die in the
 same way, big packets are tried again.
@@ -28,7 +28,7 @@ class PacketSize:
         self._deaths = 0
 
     def went_silent(self, *, busy: bool) -> bool:
-        """A link is silent, perhaps ``busy`` with streams; return True if the size changes."""
+        """A link is silent, perhaps ``busy`` with what was lost; return if the size changes."""
         self._deaths = self._deaths + 1 if busy else 0
         if self._deaths < DEATHS:
             return False

@@ -27,6 +27,8 @@ LOOK_SECONDS: Final = 1.0
 """How often it is looked whether this machine slept or moved."""
 SHORT_LIFE_SECONDS: Final = 1.0
 """A link that ended sooner was hardly one."""
+LONG_LIFE_SECONDS: Final = 60.0
+"""One that lived as long is the first of a row: what it died of, it did not inherit."""
 QUICK_REDIALS: Final = 5
 """So many of them in a row are followed at once; then it looks as if something cut each."""
 BREATH_SECONDS: Final = 0.1
@@ -87,8 +89,15 @@ class Roaming:
         self._up_since = self._loop.now
 
     def on_doubt(self, link: Link) -> None:
-        """It went silent."""
-        if self._packets.went_silent(busy=bool(link.session.streams)):
+        """It went silent.
+
+        Where the PING was acknowledged, the path carries small packets. Streams may be on the
+        link all the same, at the server alone: OPEN was in the first packet that is lost.
+        """
+        if self._loop.now - self._up_since > LONG_LIFE_SECONDS:
+            self._packets.forgive()
+        is_busy = bool(link.session.streams) or link.is_acknowledged
+        if self._packets.went_silent(busy=is_busy):
             size = "small" if self.segment_bytes else "big"
             logger.info("links go silent under load: the next ones use {} packets", size)
 

@@ -9,11 +9,13 @@ import pytest
 from tests.support.loop_stepper import spins
 from tunneltcp.net.surroundings import Surroundings
 from tunneltcp.protocol.frames import FrameType
+from tunneltcp.relay import link as link_module
 from tunneltcp.workers import roaming
 from tunneltcp.workers.pace import SLOW_AFTER_SECONDS, SLOW_DIAL_SECONDS
 from tunneltcp.workers.packets import SMALL_SEGMENT_BYTES
 from tunneltcp.workers.roaming import (
     BREATH_SECONDS,
+    LONG_LIFE_SECONDS,
     LOOK_SECONDS,
     QUICK_REDIALS,
     SHORT_LIFE_SECONDS,
@@ -151,20 +153,37 @@ def test_after_two_busy_links_that_went_silent_packets_are_small(world, raw, cli
     assert small == [False, False, True, True, False], sizes
 
 
-def test_idle_links_that_go_silent_say_nothing_of_packets(world, raw, app, happens):
-    def mutely(end) -> None:
-        end.welcome()
-        end.answers_pings = False
-
+def mute_links(world, raw, app, *, seconds: float = 0.0):
+    """Yield the segment size of each of five idle links, which go silent after ``seconds``."""
+    raw.decide = lambda end: end.welcome()
     world.client(raw.port, app.port)
-    raw.decide = mutely
-    world.until(lambda: raw.up)
-    for _ in range(4):
-        link = raw.up[-1]
-        size = link.peer.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
-        assert size > SMALL_SEGMENT_BYTES
-        world.until(lambda link=link: link.end or world.pass_time(0.1))
+    for _ in range(5):
         world.until(lambda: raw.up)
+        link = raw.up[-1]
+        yield link.peer.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
+        world.pass_time(seconds)
+        link.answers_pings = False
+        world.until(lambda link=link: link.end or world.pass_time(0.1))
+
+
+def test_idle_links_that_go_silent_say_nothing_of_packets(world, raw, app, monkeypatch):
+    monkeypatch.setattr(link_module, "all_acknowledged", lambda _transport: False)
+    assert min(mute_links(world, raw, app)) > SMALL_SEGMENT_BYTES
+
+
+def test_a_ping_that_is_acknowledged_and_never_answered_is_about_packets(
+    world, raw, app, monkeypatch
+):
+    """The server has a stream that is new: its OPEN is in the packet that is swallowed."""
+    monkeypatch.setattr(link_module, "all_acknowledged", lambda _transport: True)
+    small = [size <= SMALL_SEGMENT_BYTES for size in mute_links(world, raw, app)]
+    assert small == [False, False, True, True, False]
+
+
+def test_links_that_lived_long_are_not_deaths_in_a_row(world, raw, app, monkeypatch):
+    monkeypatch.setattr(link_module, "all_acknowledged", lambda _transport: True)
+    sizes = mute_links(world, raw, app, seconds=LONG_LIFE_SECONDS)
+    assert min(sizes) > SMALL_SEGMENT_BYTES
 
 
 def test_links_that_die_young_are_not_redialled_in_a_hot_loop(world, raw, client):
