@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -39,6 +40,8 @@ class Worker:
 
     def _work(self, listener, theirs, writer, visitors):
         try:
+            # Garbage of the tests before would close numbers that are visitors here.
+            gc.disable()
             # A port that this process of tests has reserved is none of the worker's.
             close_all_but(listener.fileno(), theirs.fileno(), writer)
             os.write(writer, b"%d" % start_keeper(theirs.fileno(), "a keeper"))
