@@ -288,16 +288,16 @@ def size(count: int) -> str:
     return f"{amount:.1f} {unit}"
 
 
-def choose_ports(first: int, count: int) -> list[int]:
-    """Find ports for the tunnels; say which were busy, and what stands in for them.
+def choose_ports(stack: AsyncExitStack, first: int, count: int) -> list[int]:
+    """Reserve ports for the tunnels; say which were busy, and what stands in for them.
 
     Raises:
         DemoFailed: If there are not enough.
     """
-    spare = (port for port in range(first + count, MAX_PORT + 1) if is_free(port))
+    spare = (port for port in range(first + count, MAX_PORT + 1) if reserve(stack, port))
     chosen = []
     for port in range(first, first + count):
-        free = port if is_free(port) else next(spare, None)
+        free = port if reserve(stack, port) else next(spare, None)
         if free is None:
             raise DemoFailed(f"no port from {first} on is free")
         if free != port:
@@ -306,23 +306,28 @@ def choose_ports(first: int, count: int) -> list[int]:
     return chosen
 
 
-def is_free(port: int) -> bool:
-    """Whether somebody could listen there."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-            probe.listen()
-        except OSError:
-            return False
-        return True
+def reserve(stack: AsyncExitStack, port: int) -> bool:
+    """Return whether somebody can listen there; no outgoing connection is given it from now.
+
+    Linux gives no connection a port that somebody has bound (ip(7): they come from the same
+    range as ours), and with SO_REUSEADDR the server may bind it beside us.
+    """
+    probe = socket.socket()
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        probe.bind((HOST, port))
+    except OSError:
+        probe.close()
+        return False
+    stack.enter_context(probe)
+    return True
 
 
 async def run(first_port: int, check: bool) -> bool:
     """Bring everything up, show or check it, and take it down again."""
     async with AsyncExitStack() as stack:
         servers = [await stack.enter_async_context(await start(app.serve)) for app in APPS]
-        ports = choose_ports(first_port, len(APPS))
+        ports = choose_ports(stack, first_port, len(APPS))
         tunnels = [
             Tunnel(app=app, port=port, target_port=server.sockets[0].getsockname()[1])
             for app, port, server in zip(APPS, ports, servers, strict=True)
