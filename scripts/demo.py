@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import tempfile
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -288,7 +288,7 @@ def size(count: int) -> str:
     return f"{amount:.1f} {unit}"
 
 
-def choose_ports(stack: AsyncExitStack, first: int, count: int) -> list[int]:
+def choose_ports(stack: ExitStack, first: int, count: int) -> list[int]:
     """Reserve ports for the tunnels; say which were busy, and what stands in for them.
 
     Raises:
@@ -306,7 +306,7 @@ def choose_ports(stack: AsyncExitStack, first: int, count: int) -> list[int]:
     return chosen
 
 
-def reserve(stack: AsyncExitStack, port: int) -> bool:
+def reserve(stack: ExitStack, port: int) -> bool:
     """Return whether somebody can listen there; no outgoing connection is given it from now.
 
     Linux gives no connection a port that somebody has bound (ip(7): they come from the same
@@ -327,7 +327,8 @@ async def run(first_port: int, check: bool) -> bool:
     """Bring everything up, show or check it, and take it down again."""
     async with AsyncExitStack() as stack:
         servers = [await stack.enter_async_context(await start(app.serve)) for app in APPS]
-        ports = choose_ports(stack, first_port, len(APPS))
+        reserved = stack.enter_context(ExitStack())
+        ports = choose_ports(reserved, first_port, len(APPS))
         tunnels = [
             Tunnel(app=app, port=port, target_port=server.sockets[0].getsockname()[1])
             for app, port, server in zip(APPS, ports, servers, strict=True)
