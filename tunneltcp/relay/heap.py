@@ -1,7 +1,8 @@
 """The C library's heap: what it keeps of freed memory goes back when nothing moves any more.
 
 A burst of visitors takes and frees buffers between objects that stay. By itself the library
-gives back only what is free at its end, so a worker would keep its busiest moment's pages.
+gives back only what is free at its end, so a worker would keep its busiest moment's pages;
+one that is never without traffic would keep ever more, so it gives back now and then, too.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ def _find_trim() -> Callable[[int], Any] | None:
 _TRIM: Final = _find_trim()
 
 
+BUSY_CALLS: Final = 30
+"""So many times of :meth:`Heap.tidy` with traffic, and it is given back all the same."""
+
+
 class Heap:
     """That of this process.
 
@@ -39,15 +44,20 @@ class Heap:
         self._trim = trim
         self._moved = 0
         self._trimmed = 0
+        self._calls = 0
+        """Since it was given back."""
 
     def tidy(self, moved: int) -> None:
-        """Give back what is free, once after each time that anything moved.
+        """Give back what is free: once after anything moved, and now and then in long traffic.
 
         Args:
             moved: How much has moved until now. If it is what it was in the call before, nobody
                 is at work, and a tenth of a millisecond is nobody's loss.
         """
-        if moved == self._moved != self._trimmed and self._trim is not None:
+        self._calls += 1
+        is_due = moved == self._moved or self._calls >= BUSY_CALLS
+        if is_due and moved != self._trimmed and self._trim is not None:
             self._trim(0)
             self._trimmed = moved
+            self._calls = 0
         self._moved = moved

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from tests.support.require import require_ability
-from tunneltcp.relay.heap import _TRIM, Heap
+from tunneltcp.relay.heap import _TRIM, BUSY_CALLS, Heap
 
 HOLES = """
 import os
@@ -36,6 +36,17 @@ def test_it_is_given_back_once_when_all_is_quiet() -> None:
         heap.tidy(moved)
         seen.append(len(calls))
     assert seen == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2]
+
+
+def test_where_it_is_never_quiet_it_is_given_back_now_and_then() -> None:
+    calls: list[int] = []
+    heap = Heap(calls.append)
+    for moved in range(1, 3 * BUSY_CALLS + 1):
+        heap.tidy(moved)
+    assert len(calls) == 3
+    for _ in range(BUSY_CALLS):
+        heap.tidy(3 * BUSY_CALLS)
+    assert len(calls) == 3, "nothing has moved since"
 
 
 def test_without_such_a_library_nothing_happens() -> None:
