@@ -10,9 +10,6 @@ neither counted nor freed. No call makes an object so, but the value is that of 
 the count is the first word of each object. It is written to all that a child may look at: a
 worker's own memory falls from 3.6 to 2 MB (docs/decisions/0018).
 
-What is new goes where something old was freed, so each new object of a worker would cost it a
-page that it shares: these holes in pages that stay are filled first.
-
 Whether that is true of this interpreter is tried first, on an object of our own. Where it is
 not (3.11, builds without the lock of the interpreter, others than CPython), nothing is done.
 """
@@ -25,22 +22,16 @@ import ctypes
 import gc
 import mmap
 import sys
-from itertools import chain, pairwise
+from itertools import chain
 from types import CodeType, FrameType, GeneratorType
 from typing import TYPE_CHECKING, Final
+
+from tunneltcp.master.holes import fill_holes
 
 if TYPE_CHECKING:
     Words = ctypes.Array[ctypes.c_uint32]
 
 __all__ = ["freeze"]
-
-_STEP_BYTES: Final = 16
-_SMALL_BYTES: Final = 512
-"""CPython has a place of its own for each size of small objects, in steps, up to this one."""
-_POOL_BYTES: Final = 16 * 1024
-"""It cuts them out of blocks of this size."""
-_MAX_POOLS: Final = 64
-"""More are not filled of one size; it takes 5 to 13."""
 
 _COUNTED: Final = (
     _socket.socket,
@@ -70,7 +61,7 @@ def freeze() -> int:
         of them later stays in memory, once, for as long as this process lives.
     """
     gc.collect()
-    _fill_holes()
+    fill_holes()
     was_enabled = gc.isenabled()
     gc.disable()  # else it could free what the walk has only seen
     try:
@@ -124,32 +115,3 @@ def _parts(code: CodeType) -> tuple[object, ...]:
     Names of variables are not: to ask for them makes a tuple that stays.
     """
     return (code.co_consts, code.co_names, code.co_filename, code.co_name, code.co_qualname)
-
-
-_fillers: Final[list[list[object]]] = []
-
-
-def _fill_holes() -> None:
-    """Make objects of each small size until they come side by side: the rest is fresh.
-
-    Some 0.8 MB, once; each worker has 0.3 MB less of its own for it.
-    """
-    for size in range(_STEP_BYTES, _SMALL_BYTES + 1, _STEP_BYTES):
-        for _ in range(_MAX_POOLS):
-            some: list[object] = [None] * (_POOL_BYTES // size)
-            for number in range(len(some)):
-                some[number] = _new(size)
-            _fillers.append(some)
-            places = list(map(id, some))
-            jumps = sum(next_ - one != size for one, next_ in pairwise(places))
-            if jumps * 8 <= len(some):
-                break
-
-
-def _new(size: int) -> object:
-    """Return a new object that takes so many bytes."""
-    if size == sys.getsizeof(object()):
-        return object()
-    if size == 2 * _STEP_BYTES:
-        return float(size + 0.5)
-    return b"".ljust(size - sys.getsizeof(b""))

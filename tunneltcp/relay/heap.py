@@ -43,7 +43,7 @@ class Heap:
     def __init__(self, trim: Callable[[int], Any] | None = _TRIM) -> None:
         self._trim = trim
         self._moved = 0
-        self._trimmed = 0
+        self._trimmed = -1
         self._calls = 0
         """Since it was given back."""
 

@@ -22,7 +22,7 @@ ROOT = Path(module.__file__).parents[2]
 
 LOOK = """
 import ctypes, gc, json, os, socket, sys
-from tunneltcp.master import freeze as module
+from tunneltcp.master import freeze as module, holes
 
 class Holder:
     pass
@@ -153,23 +153,8 @@ def test_nothing_of_the_walk_itself_stays(pythons: list[str]) -> None:
     program = """
 before = sys.getallocatedblocks()
 module.freeze()
-fillers = sum(map(len, module._fillers))
+fillers = sum(map(len, holes._fillers))
 print(json.dumps(sys.getallocatedblocks() - before - fillers))
 """
     for python in pythons:
         assert run(python, LOOK + program) < 1000, python
-
-
-def test_what_a_child_makes_goes_where_nothing_is() -> None:
-    """Else each new object would copy a page of four thousand bytes that was shared."""
-    program = """
-old = [b"x".ljust(31) for _ in range(80_000)]
-some = [None] * 2000
-del old[::32]
-count = module.freeze()
-def look():
-    for number in range(len(some)):
-        some[number] = b"x".ljust(31)
-"""
-    count, copied = run(sys.executable, LOOK + program + CHILD)
-    assert copied < 1000, count  # kilobytes; 125 of them are new, and otherwise it is 4,000
