@@ -144,6 +144,7 @@ class Links:
         """The peer does not know this stream: OPEN it, and begin with its first byte."""
         stream.rewind(0, self._session.first_limit)
         stream.fin_sent = False
+        stream.granted = stream.window  # a FIN that was dropped may have taken it
         stream.open_payload = stream.addresses
         self._session.sender.enqueue(stream)
 

@@ -288,6 +288,7 @@ class Session:
             raise RemoteProtocolError("the peer opens streams and does not take their RESETs")
         window = self.windows.take()
         if window is None:
+            self.windows.dealt += 1  # it was opened: what follows it was sent in good faith
             self._answer_reset(stream_id, ResetCode.OVER_LIMIT)
             self.resets += 1
             return
@@ -341,7 +342,8 @@ class Session:
 
     def receive_fin(self, stream: Stream, final: int) -> None:
         """FIN: the peer has no more for this stream."""
-        if final != stream.received or stream.peer_fin not in (-1, final):
+        is_guess = stream.open_payload is not None  # of an id whose OPEN was not sent yet
+        if is_guess or final != stream.received or stream.peer_fin not in (-1, final):
             self.fail_stream(stream)
         elif stream.peer_fin < 0:
             stream.peer_fin = final

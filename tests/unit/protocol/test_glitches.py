@@ -113,3 +113,17 @@ def test_what_is_on_its_way_to_a_stream_that_was_reset_is_not_counted(client):
     assert count(client) == 0
     client.feed(pieces[-1])
     assert count(client) == 1
+
+
+def test_what_is_on_its_way_to_a_stream_that_was_refused_is_paid_for(new_bench):
+    """A limit of ours is no fault of the peer's: it sent on before it heard of it."""
+    client = new_bench("client", max_streams=1)
+    client.open()
+    for stream_id in range(2, 2000):
+        client.feed(
+            make.open_(stream_id),
+            make.data(stream_id, 0, b"GET / HTTP/1.1\r\n\r\n"),
+            make.fin(stream_id, 18),
+            make.reset(stream_id, 0),
+        )
+        client.sent()

@@ -335,6 +335,18 @@ def test_an_open_that_was_lost_is_sent_again(server):
     assert said == first
 
 
+def test_what_the_lost_link_ended_may_come_again_on_the_next(server):
+    """Of a stream that the peer never answered, and ended: the FIN had not been passed on."""
+    end = server.open(quietly=False)
+    end.connected = False  # it takes nothing yet
+    server.sent()
+    server.feed(make.data(ID, 0, pattern(end.checker.seed, 0, 1)), make.fin(ID, 1))
+    server.session.begin(32_768)
+    opened = server.sent()[0]
+    assert opened.type is FrameType.OPEN
+    assert opened.value == end.stream.window
+
+
 def test_an_open_that_was_taken_is_not_sent_again(server):
     end = server.open()
     speak(end, 100)

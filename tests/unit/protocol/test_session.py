@@ -53,6 +53,16 @@ def test_a_fin_shows_that_the_peer_knows_a_stream(server):
     assert end.fin_passed_on
 
 
+def test_a_fin_for_a_stream_that_the_peer_only_guesses_ends_that_stream(server):
+    """Its OPEN waits: who answers it has counted on, and would have it opened with no limit."""
+    end = server.open(quietly=False)
+    end.stream.open_payload = make.addresses(1)  # as behind a link that takes nothing
+    server.session.sender.framed.clear()
+    server.feed(make.fin(ID, 0))
+    assert end.code == ResetCode.STREAM_ERROR
+    assert FrameType.OPEN not in [frame.type for frame in server.sent()]
+
+
 def test_a_visitor_too_many_is_answered_with_over_limit(new_bench):
     bench = new_bench("client", max_streams=2)
     for stream_id in (1, 2, 3):

@@ -299,6 +299,29 @@ class TestResume:
         assert newer.handshake.welcome.epoch == 1
 
 
+class TestGuesses:
+    def test_a_fin_for_an_open_that_still_waits_costs_that_visitor_alone(self, world, server):
+        raw = world.linked_client(server.port)
+        first = world.visitor(server.port, b"x" * 100)
+        world.until(lambda: raw.of(FrameType.OPEN))
+        raw.credit(1, 0, 1 << 30)
+        world.settle()
+        raw.peer.reads = False
+        session = server.worker.session
+        first.send(bytes(30 << 20))
+        world.until(lambda: session.sender.ready and not session.sender.small_bytes)
+        second = world.visitor(server.port, b"hello")
+        world.until(lambda: 2 in session.streams)
+        raw.send(FrameType.FIN, 2, 0)
+        world.settle()
+        raw.peer.reads = True
+        world.until(lambda: second.end)
+        world.until(lambda: not session.sender.ready)
+        assert second.end == "rst"
+        assert opens(raw) == [1]
+        assert not first.end
+
+
 class TestHold:
     def test_visitors_before_the_link_are_let_in_in_order_with_all_their_bytes(
         self, world, server

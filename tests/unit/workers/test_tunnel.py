@@ -163,6 +163,25 @@ class TestEnds:
         assert peer.end == "rst", "its session is not there any more"
 
 
+class TestLimits:
+    def test_many_beyond_the_clients_limit_do_not_harm_who_is_there(self, world):
+        """What the server said of them, before it heard of that, is no fault of its."""
+        app, server = world.app(), world.server()
+        client = world.client(server.port, app.port, max_visitors=1)
+        world.until(lambda: server.worker.link and client.worker.link)
+        stays = world.visitor(server.port, b"I stay")
+        world.until(lambda: app.peers)
+        for _ in range(60):
+            crowd = [world.visitor(server.port, b"GET / HTTP/1.1\r\n\r\n") for _ in range(20)]
+            for one in crowd:
+                one.finish()
+            world.until(lambda: all(one.end for one in crowd))  # noqa: B023 - it is over here
+            for one in crowd:
+                one.close()
+        assert not stays.end
+        assert server.counter(Counter.LINKS_TOTAL) == 1
+
+
 class TestCounters:
     def test_say_the_truth_on_both_sides(self, world, tunnel):
         visitor, peer = tunnel.visit(bytes(70_000))
