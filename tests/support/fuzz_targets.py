@@ -194,7 +194,7 @@ class _Sink:
 class _Bench:
     """A session with some streams, as a link drives it."""
 
-    def __init__(self, *, opens: bool, resumed: bool) -> None:
+    def __init__(self, *, opens: bool, resumed: bool, waits: bool) -> None:
         self.side = Side("fuzzed", _BUDGET, _STREAMS, opens=opens, first_limit=32_768)
         self.session = self.side.session
         self.side.table.words[5] = _FIRST_ID  # the next id of a server
@@ -203,10 +203,7 @@ class _Bench:
         self._kept = b""
         for number in range(_STREAMS - 1):
             if opens:
-                sink = self._new_sink()
-                stream = self.session.open_stream(sink, 1, make.addresses(number))
-                assert stream is not None, "there is room"
-                sink.stream = stream
+                self._open(number)
             else:
                 self.receive(make.open_(_FIRST_ID + number))
         for number, sink in enumerate(self.sinks):
@@ -215,11 +212,19 @@ class _Bench:
                 sink.stream.finish()
         self.drain()
         if resumed:
-            self.side.session.detach()
-            for sink in self.sinks:
-                sink.drop_waiting()
+            self.lose_link()
             self.side.session.resume(32_768)
             self.drain()
+        if waits:  # the link takes nothing: what is said from here on is not, for now
+            self.session.sender.small_bytes = 0
+        if waits and opens:
+            self._open(_STREAMS - 1)
+
+    def _open(self, number: int) -> None:
+        sink = self._new_sink()
+        stream = self.session.open_stream(sink, 1, make.addresses(number))
+        assert stream is not None, "there is room"
+        sink.stream = stream
 
     def _new_sink(self) -> _Sink:
         self.sinks.append(_Sink((0, 1, 3000, 1 << 30)[len(self.sinks) % 4]))
@@ -245,6 +250,12 @@ class _Bench:
             assert size <= _MOST_OUT, "answers without end"
         return size
 
+    def lose_link(self) -> None:
+        self.session.detach()
+        self._kept = b""
+        for sink in self.sinks:
+            sink.drop_waiting()
+
     def check(self) -> None:
         session = self.session
         streams = session.streams.values()
@@ -268,9 +279,9 @@ def _read(size: int, view: memoryview) -> int:
 
 
 def fuzz_frames(data: bytes) -> None:
-    """A session; its first byte says whose, and whether its link is a resumed one."""
+    """A session; its first byte says whose, what its link is, and whether another follows."""
     flags = data[0] if data else 0
-    bench = _Bench(opens=bool(flags & 8), resumed=bool(flags & 16))
+    bench = _Bench(opens=bool(flags & 8), resumed=bool(flags & 16), waits=flags & 129 == 129)
     with suppress(RemoteProtocolError):
         for piece in _pieces(data):
             bench.receive(piece)
@@ -279,6 +290,11 @@ def fuzz_frames(data: bytes) -> None:
                 bench.drain()
             if flags & 64:
                 bench.session.sweep()
+        bench.drain()
+    if flags & 128:  # with streams as the last one left them
+        bench.lose_link()
+        bench.session.begin(32_768)
+        bench.drain()
     bench.check()
     bench.close()
 
@@ -344,6 +360,9 @@ SEEDS: Final[Mapping[str, Sequence[bytes]]] = {
     "frames": [
         *(bytes([flags | 6]) + _frames() for flags in (0, 8, 32, 40, 96, 104)),
         *(bytes([flags | 6]) + _state() for flags in (16, 24, 48, 56)),
+        *(bytes([flags | 6]) + _frames() for flags in (128, 136, 137, 169)),
+        b"\x8f" + make.fin(_FIRST_ID + 3, 0),  # its OPEN waits
+        b"\x8e" + make.data(_FIRST_ID, 0, b"x") + make.fin(_FIRST_ID, 1),
         b"\x00" + _frames()[:200],
         b"\x0e" + make.credit(_FIRST_ID, 10, 1 << 16),  # of what was never sent
     ],
