@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -9,7 +10,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
-__all__ = ["uncounting_pythons"]
+__all__ = ["missing_glibc", "uncounting_pythons"]
 
 _NEWEST = 20
 """Minor versions that are looked for."""
@@ -39,3 +40,8 @@ def _runs(path: str) -> bool:
     """Say whether it starts; what pyenv puts on the PATH may not."""
     done = subprocess.run([path, "-c", ""], capture_output=True, timeout=20, check=False)
     return done.returncode == 0
+
+
+def missing_glibc() -> str | None:
+    """Say what is missing if the C library is not one that tells of its heap."""
+    return None if hasattr(ctypes.PyDLL(None), "mallinfo2") else "no glibc 2.33"

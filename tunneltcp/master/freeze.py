@@ -21,6 +21,7 @@ import _socket
 import ctypes
 import gc
 import mmap
+import select
 import sys
 from itertools import chain
 from types import CodeType, FrameType, GeneratorType
@@ -37,11 +38,16 @@ _COUNTED: Final = (
     _socket.socket,
     _io._IOBase,
     mmap.mmap,
+    *((select.epoll,) if sys.platform == "linux" else ()),
     memoryview,
     FrameType,
     GeneratorType,
 )
 """Those whose end does something: it closes, unmaps, releases, runs what is behind a yield."""
+
+_M_MMAP_THRESHOLD: Final = -3
+_MMAP_BYTES: Final = 128 * 1024
+"""What glibc begins with."""
 
 _WITH_IMMORTALS: Final = 0x030C0000
 """CPython 3.12, as ``sys.hexversion`` has it."""
@@ -61,6 +67,7 @@ def freeze() -> int:
         of them later stays in memory, once, for as long as this process lives.
     """
     gc.collect()
+    _keep_threshold()
     fill_holes()
     was_enabled = gc.isenabled()
     gc.disable()  # else it could free what the walk has only seen
@@ -73,6 +80,18 @@ def freeze() -> int:
             gc.enable()
     gc.freeze()
     return count
+
+
+def _keep_threshold() -> None:
+    """Have each large block in pages of its own, which go back when it is freed, as at first.
+
+    glibc raises the size from which that is so, for good, to that of the largest such block
+    that was ever freed. The walk makes and frees some of 10 MB, and all workers inherit that.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.PyDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
 
 
 def _immortal_count(words: Words) -> int | None:

@@ -172,6 +172,8 @@ class TlsConnection:
 
     def recv_into(self, view: memoryview) -> int:
         """Receive; see :class:`~tunneltcp.net.transport.Transport`."""
+        if self._ended:  # close_notify came behind the last bytes
+            return 0
         # Ciphertext into the end of the view, while its front is for what that decrypts to.
         raw = view[-_RECEIVE_BYTES:]
         came = self._sock.recv_into(raw)

@@ -51,8 +51,9 @@ class Heap:
         """Give back what is free: once after anything moved, and now and then in long traffic.
 
         Args:
-            moved: How much has moved until now. If it is what it was in the call before, nobody
-                is at work, and a tenth of a millisecond is nobody's loss.
+            moved: How much has moved until now, and how many have gone. If it is what it was in
+                the call before, nobody is at work, and the time it takes is nobody's loss: 0.1
+                to 0.6 ms usually, 8 ms where 64 MB were freed between what stays.
         """
         self._calls += 1
         is_due = moved == self._moved or self._calls >= BUSY_CALLS

@@ -160,7 +160,9 @@ class Worker:
         self.session.feed_starved()  # in place of any that were let read and never did
         self.buffer.tidy()
         counters = self.counters
-        self._heap.tidy(counters[Counter.BYTES_IN] + counters[Counter.BYTES_OUT])
+        # Also of visitors who never read: what waited for them is freed when they go.
+        gone = counters[Counter.VISITORS_TOTAL] - counters[Counter.VISITORS]
+        self._heap.tidy(counters[Counter.BYTES_IN] + counters[Counter.BYTES_OUT] + gone)
         counters[Counter.LOG_DROPPED] = dropped_lines()
         counters[Counter.DESCRIPTORS] = self.host.count_descriptors()
         counters[Counter.RESETS_TOTAL] = self._done_resets + self.session.resets

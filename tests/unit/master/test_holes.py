@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.interpreters import missing_glibc
 from tests.support.require import require_ability
 from tunneltcp.master import holes as module
 
@@ -40,10 +40,6 @@ if os.fork() == 0:
     os._exit(0)
 os.wait()
 """
-
-
-def missing_glibc() -> str | None:
-    return None if hasattr(ctypes.PyDLL(None), "mallinfo2") else "no glibc 2.33"
 
 
 def run(program: str) -> str:

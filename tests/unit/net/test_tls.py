@@ -349,6 +349,17 @@ class TestReceive:
         pair.far.send_raw(pair.far._outgoing.read() + bytes(100))
         assert pair.near.recv_into(pair.view) == 0
 
+    def test_close_notify_behind_data_is_an_end(self, make):
+        """Also for who only asks later, and where the connection itself goes on."""
+        pair = make().shake_hands()
+        pair.far.tls.write(b"data")
+        with pytest.raises(ssl.SSLWantReadError):
+            pair.far.tls.unwrap()
+        pair.far.sock.send(pair.far._outgoing.read())
+        view = memoryview(bytearray(1 << 20))
+        assert pair.near.recv_into(view) == 4
+        assert pair.near.recv_into(view) == 0
+
     def test_half_a_record_at_the_end_gives_no_byte_of_it(self, make):
         pair = make().shake_hands()
         pair.far.sock.send(_encrypted(pair.far, b"cut in the middle")[:-3])

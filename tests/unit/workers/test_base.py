@@ -89,6 +89,18 @@ class TestCounters:
         world.pass_time(3.3)
         assert heard == [0, 0]
 
+    def test_the_heap_hears_of_visitors_who_have_gone(self, world, bench):
+        """What waited for one who never read is freed then, and not a byte has moved."""
+        heard: list[int] = []
+        bench.worker._heap = Heap(heard.append)
+        bench.counters[Counter.VISITORS_TOTAL] += 3
+        bench.counters[Counter.VISITORS] = 3
+        world.pass_time(2.2)
+        assert heard == [0]
+        bench.counters[Counter.VISITORS] = 0
+        world.pass_time(3.3)
+        assert heard == [0, 0]
+
     @pytest.mark.parametrize("kernel_says", [True, False])
     def test_descriptors_are_counted_also_those_nobody_knows_of(
         self, world, monkeypatch, kernel_says
