@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,12 +23,20 @@ PROGRAM_BYTES = 32 << 20
 """What a worker has without any stream, generously."""
 
 
-def pss(pid: int) -> int:
-    """A process's share of memory, bytes."""
+KEPT_BYTES = 3 << 20
+"""What a worker may have more of its own after visitors who never read than before them."""
+
+
+STILL_SECONDS = 2.5
+"""After that a worker takes it that nobody is at work: it looks once a second."""
+
+
+def memory(pid: int, kind: str) -> int:
+    """Some kind of a process's memory, bytes; see proc(5)."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
+        if line.startswith(f"{kind}:"):
             return int(line.split()[1]) * 1024
-    raise AssertionError("no Pss line")
+    raise AssertionError(f"no line for {kind}")
 
 
 def test_visitors_that_never_read_hold_up_nobody(tunnels: Tunnels, load: Load) -> None:
@@ -46,9 +55,9 @@ def test_visitors_that_never_read_hold_up_nobody(tunnels: Tunnels, load: Load) -
         for master in (tunnels.pair.server, tunnels.pair.client):
             pid = master.worker_pid(port)
             wait_until(
-                lambda pid=pid: pss(pid) < BUDGET_BYTES + PROGRAM_BYTES,  # type: ignore[misc]
+                lambda pid=pid: memory(pid, "Pss") < BUDGET_BYTES + PROGRAM_BYTES,  # type: ignore[misc]
                 5,
-                lambda pid=pid: f"{pss(pid)} bytes",  # type: ignore[misc]
+                lambda pid=pid: f"{memory(pid, 'Pss')} bytes",  # type: ignore[misc]
             )
 
         # What they were sent is right as far as they read now, and they can be left.
@@ -58,6 +67,42 @@ def test_visitors_that_never_read_hold_up_nobody(tunnels: Tunnels, load: Load) -
                 checker.feed(visitor.recv(100_000))
     for master in (tunnels.pair.server, tunnels.pair.client):
         wait_until(lambda master=master: master.tunnel(port)["visitors"] == 0, 5)  # type: ignore[misc]
+
+
+def test_what_visitors_who_never_read_took_is_given_back(tunnels: Tunnels) -> None:
+    """Nothing moves when they go, and nobody comes after them."""
+    port = tunnels.public["pattern"]
+    masters = (tunnels.pair.server, tunnels.pair.client)
+    with connect(port) as first:  # what any visitor leaves is there
+        first.sendall(request(down=1))
+    before = [memory(master.worker_pid(port), "Private_Dirty") for master in masters]
+    with ExitStack() as stack:
+        for number in range(200):
+            visitor = stack.enter_context(connect(port))
+            visitor.sendall(request(down_seed=number, down=-1))
+
+        def is_full() -> bool:
+            now = [memory(master.worker_pid(port), "Private_Dirty") for master in masters]
+            return min(map(int.__sub__, now, before)) > 2 * KEPT_BYTES
+
+        wait_until(is_full, 10)
+        moved, since = 0, time.monotonic()
+
+        def is_still() -> bool:
+            nonlocal moved, since
+            now = sum(master.tunnel(port)["bytes_out"] for master in masters)
+            if now != moved:
+                moved, since = now, time.monotonic()
+            return time.monotonic() - since > STILL_SECONDS
+
+        wait_until(is_still, 15)
+    for master, old in zip(masters, before, strict=True):
+        pid = master.worker_pid(port)
+        wait_until(
+            lambda pid=pid, old=old: memory(pid, "Private_Dirty") < old + KEPT_BYTES,  # type: ignore[misc]
+            10,
+            lambda pid=pid, old=old: f"{memory(pid, 'Private_Dirty')} bytes, {old} before",  # type: ignore[misc]
+        )
 
 
 def test_a_target_that_never_reads_stops_its_own_visitor(tunnels: Tunnels, load: Load) -> None:
