@@ -459,13 +459,13 @@ class Side:
         self.session.last_id = self.table.last_id
         records = self.table.records()
         rings = self.arena.adopt(record.ring_word for record in records if record.ring_word)
-        for record in records:
+        for left, record in zip(reversed(range(len(records))), records, strict=True):
             ring = rings[record.ring_word] if record.ring_word else None
-            self._go_on(record, ring, ends.pop(record.stream_id, None))
+            self._go_on(record, ring, ends.pop(record.stream_id, None), left)
         assert not ends, "a socket without a record"
         self.hold_back(left_bytes)
 
-    def _go_on(self, record: Record, ring: Ring | None, end: End | None) -> None:
+    def _go_on(self, record: Record, ring: Ring | None, end: End | None, heirs: int) -> None:
         kernel = end.counters(is_target=not self._opens) if end is not None else None
         verdict = judge(record, kernel, connected=not self._opens)
         if end is None:
@@ -484,6 +484,7 @@ class Side:
             delivered=verdict.delivered,
             fin_delivered=verdict.fin_delivered,
             addresses=addresses(record.cookie - 1000) if self._opens else b"",
+            heirs=heirs,
         )
         if stream is None:
             rebuild_reset(self.session, record, ring)

@@ -79,11 +79,17 @@ class Arena:
         self.budget_bytes = budget_bytes
         self.used_bytes = 0
         """Sum of the sizes of the rings handed out."""
+        self.set_aside_bytes = 0
+        """What rings above the smallest leave, so that there is one for everybody."""
 
     @property
     def left_bytes(self) -> int:
         """What the budget still admits."""
         return self.budget_bytes - self.used_bytes
+
+    def has_room_for(self, size: int) -> bool:
+        """Whether a ring above the smallest may be taken."""
+        return self.used_bytes + size + self.set_aside_bytes <= self.budget_bytes
 
     def take(self, size: int) -> Ring | None:
         """Return a ring of at least ``size`` bytes, or None if the budget is used up."""

@@ -14,6 +14,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from tunneltcp.protocol.errors import RemoteProtocolError
+from tunneltcp.protocol.frames import MAX_STREAMS
+from tunneltcp.protocol.windows import FIRST_WINDOW_BYTES
 
 if TYPE_CHECKING:
     from tunneltcp.protocol.session import Session
@@ -35,6 +37,10 @@ class Glitches:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._earned_before = 0
+        self.refused = 0
+        """Streams for which there was no room here, on all links."""
+        self._refused: dict[int, int] = {}
+        """Streams that we refused and the peer has not answered: bytes that may still come."""
         self.clear()
 
     def clear(self) -> None:
@@ -43,6 +49,13 @@ class Glitches:
         self._allowed = FREE_GLITCHES
         self._count = self._pings = 0
         self._said_goaway = False
+        self._refused.clear()
+
+    def begin(self) -> None:
+        """A link is there: each stream that it begins with counts as opened on it."""
+        session = self._session
+        here = len(session.streams) + len(session.resetting)
+        self._earned_before -= GLITCHES_PER_STREAM * here
 
     def _earned(self) -> int:
         """How many more this link may bring, for what was of use on it."""
@@ -72,7 +85,21 @@ class Glitches:
         stream = self._session.resetting.get(stream_id)
         if stream is not None and stream.received + size <= stream.granted:
             stream.received += size
+        elif size <= self._refused.get(stream_id, 0):
+            self._refused[stream_id] -= size
         else:
+            self.add()
+
+    def note_refused(self, stream_id: int) -> None:
+        """We refused a stream; what the peer sends before it hears of that is in good faith."""
+        self.refused += 1
+        self._earned_before -= GLITCHES_PER_STREAM
+        if len(self._refused) < MAX_STREAMS:
+            self._refused[stream_id] = FIRST_WINDOW_BYTES
+
+    def add_answer(self, stream_id: int) -> None:
+        """An answer to RESET came for a stream that is not there; one to a refusal is due."""
+        if self._refused.pop(stream_id, None) is None:
             self.add()
 
     def note_ping(self) -> None:

@@ -108,6 +108,7 @@ class Links:
         session.sender.is_attached = True
         if session.goaway_frame is not None:
             session.sender.say(session.goaway_frame)
+        session.glitches.begin()
 
     def detach(self) -> None:
         """The link is lost; all streams live on. Nothing that was handed out is in use."""
@@ -129,6 +130,8 @@ class Links:
         for stream in list(session.streams.values()):
             if stream.is_known or not session.opens:
                 session.drop_stream(stream, code)
+            else:  # nobody has to be told of its end before it is opened again
+                stream.open_payload = stream.addresses
         for stream in list(session.resetting.values()):
             session.forget_reset(stream)
 

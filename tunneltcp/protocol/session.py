@@ -92,6 +92,7 @@ class Session:
         self.first_limit = 0
         """What the peer's HELLO lets us send on a new stream; used by the side that opens."""
         self.arena = arena
+        arena.set_aside_bytes = min(arena.budget_bytes // 2, MIN_RING_BYTES * max_streams)
         self.table = table
         self.streams: dict[int, Stream] = {}
         self.resetting: dict[int, Stream] = {}
@@ -288,7 +289,7 @@ class Session:
             raise RemoteProtocolError("the peer opens streams and does not take their RESETs")
         window = self.windows.take()
         if window is None:
-            self.windows.dealt += 1  # it was opened: what follows it was sent in good faith
+            self.glitches.note_refused(stream_id)
             self._answer_reset(stream_id, ResetCode.OVER_LIMIT)
             self.resets += 1
             return
@@ -342,8 +343,8 @@ class Session:
 
     def receive_fin(self, stream: Stream, final: int) -> None:
         """FIN: the peer has no more for this stream."""
-        is_guess = stream.open_payload is not None  # of an id whose OPEN was not sent yet
-        if is_guess or final != stream.received or stream.peer_fin not in (-1, final):
+        is_wrong = final != stream.received or stream.peer_fin not in (-1, final)
+        if is_wrong or stream.open_payload is not None:  # or it only guessed the id
             self.fail_stream(stream)
         elif stream.peer_fin < 0:
             stream.peer_fin = final
@@ -359,7 +360,7 @@ class Session:
             if stream is not None and stream.reset_sent:
                 self.forget_reset(stream)
             else:
-                self.glitches.add()
+                self.glitches.add_answer(stream_id)
             return
         self._answer_reset(stream_id, ResetCode.ANSWER)
         stream = self.streams.get(stream_id)
@@ -396,5 +397,4 @@ class Session:
 
 
 _SPARE_RECORD: Final = 504
-"""A record that belongs to nobody, in the header's page: stores for a stream that is over
-go there, so that the path of a live one need not ask."""
+"""It belongs to nobody: a stream that is over stores there, so that none has to ask."""

@@ -343,7 +343,7 @@ class Stream:
         """Take a ring, as large as the last one if memory is plenty."""
         arena = self.session.arena
         ring = None
-        if arena.used_bytes * 2 < arena.budget_bytes:
+        if arena.used_bytes * 2 < arena.budget_bytes and arena.has_room_for(self.ring_bytes):
             ring = arena.take(self.ring_bytes)
         if ring is None:
             ring = arena.take(1)
@@ -362,6 +362,8 @@ class Stream:
         if self.limit - self.acked <= ring.size or size > MAX_RING_BYTES:
             return None
         if arena.used_bytes * 2 >= arena.budget_bytes and size * 4 > arena.left_bytes:
+            return None
+        if not arena.has_room_for(size):
             return None
         larger = arena.take(size)
         if larger is None:

@@ -71,12 +71,17 @@ class Windows:
         self.round_trip_seconds = 0.0
         """The smallest that the link has shown; 0: not known yet, and no window grows."""
 
-    def take(self) -> int | None:
-        """Return the window of a new stream in bytes; None if there is no room for one."""
+    def take(self, heirs: int = -1) -> int | None:
+        """Return the window of a new stream in bytes; None if there is no room for one.
+
+        Args:
+            heirs: So many others wait that a worker before us had, as this one is; below 0:
+                it is a new one, and may be one too many.
+        """
         least, granted = self._least, self.granted_bytes
         left = self._budget - granted
-        more_to_come = self._max_streams - self._streams
-        if left < least or more_to_come <= 0:
+        more_to_come = max(0, self._max_streams - self._streams)
+        if left < least or (heirs < 0 and not more_to_come):
             return None
         spare = left - more_to_come * least
         if granted * 2 >= self._budget:
@@ -87,7 +92,9 @@ class Windows:
             window = left // 2
         if window > USUAL_WINDOW_BYTES:
             window = USUAL_WINDOW_BYTES
-        elif window < least:
+        if heirs > 0:
+            window = min(window, left - heirs * least)  # they all had one: they all get one
+        if window < least:
             window = least
         self.granted_bytes = granted + window
         self._streams += 1
@@ -96,7 +103,7 @@ class Windows:
 
     def _spare(self) -> int:
         """What is left when the least is set aside for each stream that may still come."""
-        more_to_come = self._max_streams - self._streams
+        more_to_come = max(0, self._max_streams - self._streams)
         return self._budget - self.granted_bytes - more_to_come * self._least
 
     def note_used(self, stream: Stream, delivered: int) -> None:

@@ -18,7 +18,7 @@ from loguru import logger
 from tunneltcp.control.counters import Counter, LinkState
 from tunneltcp.control.keys import read_keys
 from tunneltcp.errors import ExitCode
-from tunneltcp.log import Throttle, dropped_lines, log_access
+from tunneltcp.log import Throttle, dropped_lines
 from tunneltcp.net.loop import Loop
 from tunneltcp.protocol.errors import GoawayCode, ResetCode
 from tunneltcp.protocol.session import Session
@@ -26,7 +26,7 @@ from tunneltcp.relay.heap import Heap
 from tunneltcp.relay.memory import receive_buffer
 from tunneltcp.workers.congestion import use_congestion
 from tunneltcp.workers.host import MasterHost
-from tunneltcp.workers.visitors import Visitors, describe_end, find
+from tunneltcp.workers.visitors import Visitors, find
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,6 +87,7 @@ class Worker:
         self._done_in = 0
         self._done_out = 0
         self._done_resets = 0
+        self._refused = 0
         self._lost_since = 0.0
         self._away_seconds = 0.0
         self._throttle = Throttle()
@@ -163,11 +164,21 @@ class Worker:
         # Also of visitors who never read: what waited for them is freed when they go.
         gone = counters[Counter.VISITORS_TOTAL] - counters[Counter.VISITORS]
         self._heap.tidy(counters[Counter.BYTES_IN] + counters[Counter.BYTES_OUT] + gone)
+        self._warn_of_refused()
         counters[Counter.LOG_DROPPED] = dropped_lines()
         counters[Counter.DESCRIPTORS] = self.host.count_descriptors()
         counters[Counter.RESETS_TOTAL] = self._done_resets + self.session.resets
         if self.link is not None:
             counters[Counter.RTT_US] = int(self.link.rtt_seconds * 1e6)
+
+    def _warn_of_refused(self) -> None:
+        """The other side has more visitors than there is room for here."""
+        refused = self.session.glitches.refused
+        if refused != self._refused:
+            self._refused = refused
+            self.warn(
+                "no room", "max_visitors or the budget is used up here: others were reset"
+            )
 
     def warn(self, kind: str, text: str, throttle: Throttle | None = None) -> None:
         """Log what went wrong, here and at the host; the same kind again only now and then."""
@@ -243,16 +254,7 @@ class Worker:
 
     def log_visitor(self, visitor: Visitor) -> None:
         """A visitor has gone: say so in the access log, where there is one."""
-        link_lost = self.link is None or not self.link.is_open
-        bytes_in, bytes_out = self.visitors.totals(visitor)
-        log_access(
-            "visitor left",
-            address=visitor.address,
-            seconds=round(self.loop.now - visitor.since, 3),
-            bytes_in=bytes_in,
-            bytes_out=bytes_out,
-            how=describe_end(visitor, is_server=self.is_server, link_lost=link_lost),
-        )
+        self.visitors.log(visitor, link_lost=self.link is None or not self.link.is_open)
 
     def drain(self) -> None:
         """Take no new visitors; call :meth:`leave` when the last one has gone."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from tunneltcp.advice import Trouble, link_trouble, target_trouble
 from tunneltcp.control.counters import VISITORS, VISITORS_TOTAL
@@ -19,6 +19,7 @@ from tunneltcp.workers.base import Worker
 from tunneltcp.workers.claims import AGENT
 from tunneltcp.workers.dial import Attempt, prove_one
 from tunneltcp.workers.known import pack_known
+from tunneltcp.workers.lookups import Lookups
 from tunneltcp.workers.pace import MAX_ATTEMPTS, dial_seconds, refused_seconds
 from tunneltcp.workers.roaming import Roaming
 from tunneltcp.workers.visitors import Visitor
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ClientWorker"]
 
-RESOLVE_SECONDS: Final = 5.0
-"""A name is asked for again no more often than this."""
-
 
 class ClientWorker(Worker):
     """One target, and the link to the port where its visitors come."""
@@ -47,7 +45,7 @@ class ClientWorker(Worker):
         self._tls = ClientTls.of(context.verify, context.server_host) if context.tls else None
         self._server_addresses = literal_addresses(context.server_host, context.link_port)
         self._target_addresses = literal_addresses(context.target_host, context.target_port)
-        self._resolve_after: dict[tuple[str, int], float] = {}
+        self._lookups = Lookups(self.loop, self.tell)
         self._next_address = 0
         self._attempts: list[Attempt] = []
         self._dial_timer: Timer | None = None
@@ -67,7 +65,8 @@ class ClientWorker(Worker):
     def start(self) -> None:
         """Begin to dial."""
         if not self._target_addresses:
-            self._resolve(self.context.target_host, self.context.target_port)
+            target = self.context.target_host, self.context.target_port
+            self._lookups.ask_for_target(*target, self.dial_anew)
         self._dial_soon(0.0)
         self._roaming.look()
 
@@ -77,12 +76,6 @@ class ClientWorker(Worker):
         super().close()
 
     # ----------------------------------------------------------------------- names
-
-    def _resolve(self, host: str, port: int) -> None:
-        """Ask the master to look a name up: that can block, and a worker never does."""
-        if self.loop.now >= self._resolve_after.get((host, port), 0.0):
-            self._resolve_after[host, port] = self.loop.now + RESOLVE_SECONDS
-            self.tell({"type": "resolve", "host": host, "port": port})
 
     def on_addresses(self, message: dict[str, Any]) -> None:
         """The master's answer. The old addresses stay if it has none."""
@@ -100,6 +93,7 @@ class ClientWorker(Worker):
             self._server_addresses = found
         if name == (self.context.target_host, self.context.target_port):
             self._target_addresses, self._target_nameless = found, ""
+            self._lookups.on_target()
         known = pack_known(self.context, self._server_addresses, self._target_addresses)
         self.memory.table.set_owner(known)
 
@@ -110,6 +104,7 @@ class ClientWorker(Worker):
             self._tell_no_link(Trouble.NAMELESS, host, why)
         if name == (self.context.target_host, self.context.target_port):
             self._target_nameless = why
+            self._lookups.on_target()
 
     def _tell_no_link(self, trouble: Trouble, where: str, detail: str) -> None:
         """Say in the log and to the master why there is no link; the master knows more."""
@@ -167,7 +162,9 @@ class ClientWorker(Worker):
         if not self._wants_link():
             return
         if not literal_addresses(self.context.server_host, self.context.link_port):
-            self._resolve(self.context.server_host, self.context.link_port)
+            self._lookups.ask(self.context.server_host, self.context.link_port)
+        if self._lookups.awaits_target:
+            return
         if self._server_addresses and len(self._attempts) < MAX_ATTEMPTS:
             # All addresses in turn, beginning with the one that worked last.
             address = self._server_addresses[self._next_address % len(self._server_addresses)]
@@ -336,7 +333,7 @@ class ClientWorker(Worker):
             stream.reset(ResetCode.STOPPING)
             return DISCARD
         if not self._target_addresses:
-            self._resolve(self.context.target_host, self.context.target_port)
+            self._lookups.ask(self.context.target_host, self.context.target_port)
             if self._target_nameless:
                 self._tell_target("")
             stream.reset(ResetCode.TARGET_UNREACHABLE)
@@ -378,7 +375,7 @@ class ClientWorker(Worker):
         if relay.is_connecting and isinstance(relay, TargetRelay) and relay.refused:
             self._tell_target(relay.refused)
             if not literal_addresses(self.context.target_host, self.context.target_port):
-                self._resolve(self.context.target_host, self.context.target_port)
+                self._lookups.ask(self.context.target_host, self.context.target_port)
         if self.draining:
             self._leave_if_empty()
 

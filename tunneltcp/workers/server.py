@@ -133,14 +133,15 @@ class ServerWorker(Worker):
             self.counters[Counter.VISITORS_REFUSED] += 1
             self.warn("visitors_allow", barred_visitor(address))
             return
-        # Those whom the client has not let go of yet count: they are still its work.
-        here = len(self._relays) + len(self.session.resetting)
+        # Those whom the client has not let go of yet count: they are still its work. While
+        # the link is bad it lets go of nobody.
+        can_open = self._can_open()
+        here = len(self._relays) + (len(self.session.resetting) if can_open else 0)
         if self.draining or here >= self.context.max_visitors:
             sock.close()
             self.warn("max_visitors", "max_visitors are here already: another was reset")
             return
         self.counters[VISITORS_TOTAL] += 1
-        can_open = self._can_open()
         if not can_open and (silent or self.context.hold_seconds <= 0):
             sock.close()  # silent ones come here only after the whole time of holding
             return

@@ -139,8 +139,11 @@ class _Successor(Worker):
             if record.ring_word and verdict.fate in (Fate.GOES_ON, Fate.RESET)
         )
         taken = reset = 0
+        heirs = sum(verdict.fate in (Fate.GOES_ON, Fate.CONNECT) for _, _, verdict in judged)
         for record, sock, verdict in judged:
-            goes_on = self._take_stream(record, sock, verdict, rings.get(record.ring_word))
+            heirs -= verdict.fate in (Fate.GOES_ON, Fate.CONNECT)
+            ring = rings.get(record.ring_word)
+            goes_on = self._take_stream(record, sock, verdict, ring, heirs)
             taken += goes_on
             reset += verdict.fate is Fate.RESET or (
                 verdict.fate is not Fate.OVER and not goes_on
@@ -183,7 +186,12 @@ class _Successor(Worker):
         return cured, True
 
     def _take_stream(
-        self, record: Record, sock: socket.socket | None, verdict: Verdict, ring: Ring | None
+        self,
+        record: Record,
+        sock: socket.socket | None,
+        verdict: Verdict,
+        ring: Ring | None,
+        heirs: int,
     ) -> bool:
         """Take one; return whether it goes on."""
         self.memory.table.words[IN_HAND] = record.stream_id
@@ -196,7 +204,7 @@ class _Successor(Worker):
             )
             rebuild_reset(self.session, record, ring)
         else:
-            stream = self._rebuild(record, sock, verdict, ring)
+            stream = self._rebuild(record, sock, verdict, ring, heirs)
         if sock is not None and (stream is None or verdict.fate is Fate.CONNECT):
             close_with_reset(sock)
         elif stream is not None and sock is not None:
@@ -206,7 +214,12 @@ class _Successor(Worker):
         return stream is not None
 
     def _rebuild(
-        self, record: Record, sock: socket.socket | None, verdict: Verdict, ring: Ring | None
+        self,
+        record: Record,
+        sock: socket.socket | None,
+        verdict: Verdict,
+        ring: Ring | None,
+        heirs: int,
     ) -> Stream | None:
         addresses = b""
         if self.is_server and sock is not None:
@@ -219,6 +232,7 @@ class _Successor(Worker):
             delivered=verdict.delivered,
             fin_delivered=verdict.fin_delivered,
             addresses=addresses,
+            heirs=heirs,
         )
         if stream is None:
             self.log.warning("stream {} is reset: no memory is left", record.stream_id)

@@ -10,6 +10,7 @@ import itertools
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+from tunneltcp.log import log_access
 from tunneltcp.net.address import format_address, unpack_address
 from tunneltcp.protocol.errors import ResetCode
 from tunneltcp.relay.relay import CLOSED, FAILED
@@ -90,6 +91,18 @@ class Visitors:
             return 0, 0
         read, delivered = relay.stream.head, relay.stream.delivered
         return (read, delivered) if self._is_server else (delivered, read)
+
+    def log(self, visitor: Visitor, *, link_lost: bool) -> None:
+        """Say in the access log that a visitor has gone."""
+        bytes_in, bytes_out = self.totals(visitor)
+        log_access(
+            "visitor left",
+            address=visitor.address,
+            seconds=round(self._loop.now - visitor.since, 3),
+            bytes_in=bytes_in,
+            bytes_out=bytes_out,
+            how=describe_end(visitor, is_server=self._is_server, link_lost=link_lost),
+        )
 
     def measure(
         self, visitors: Callable[[], Collection[Visitor]], measured: Callable[[], None]

@@ -6,6 +6,7 @@ import pytest
 
 from tests.support import frame_factory as make
 from tests.support.pattern import pattern
+from tests.support.session_pair import SessionPair
 from tunneltcp.protocol.errors import RemoteProtocolError
 from tunneltcp.protocol.glitches import BYTES_PER_GLITCH, FREE_GLITCHES, GLITCHES_PER_STREAM
 
@@ -127,3 +128,66 @@ def test_what_is_on_its_way_to_a_stream_that_was_refused_is_paid_for(new_bench):
             make.reset(stream_id, 0),
         )
         client.sent()
+
+
+def test_small_pieces_on_their_way_to_streams_that_were_refused_are_not_counted(new_bench):
+    """A visitor who writes byte by byte makes a frame of each, for as long as a round trip."""
+    client = new_bench("client", max_streams=1)
+    client.open()
+    for stream_id in range(2, 20):
+        client.feed(make.open_(stream_id))
+        client.feed(*[make.data(stream_id, at, b"x") for at in range(300)])
+        client.feed(make.reset(stream_id, 0))
+        client.sent()
+    assert count(client) == 0
+    client.feed(make.data(19, 300, b"x"))
+    assert count(client) == 1, "it was answered"
+
+
+MANY_VISITORS = 1100
+
+
+def crowd(**settings):
+    pair = SessionPair(64 << 20, max_streams=MANY_VISITORS + 1, **settings)
+    pair.make_willing()
+    return pair, [pair.must_open() for _ in range(MANY_VISITORS + 1)]
+
+
+@pytest.mark.parametrize("end", ["visitor", "target"])
+def test_a_crowd_may_leave_while_the_link_is_away(end):
+    """STATE tells of each, and so does RESET, sent again: one of the two is useless."""
+    pair, visits = crowd()
+    pair.settle()
+    pair.cut()
+    for visit in visits[1:]:
+        getattr(visit, end).fail()
+    pair.resume()
+    pair.settle()
+    assert not visits[0].visitor.over
+
+
+@pytest.mark.parametrize("begins", ["held", "resumed"])
+def test_a_crowd_that_a_link_began_with_may_leave_at_once(begins):
+    """What they came with, and the answers to it, cross their RESETs."""
+    pair, visits = crowd()
+    if begins == "resumed":
+        pair.settle()
+        pair.cut()
+        pair.resume()
+        pair.settle()
+    else:
+        pair.cut()
+        pair.relink()
+    for visit in visits[1:]:
+        visit.visitor.write(50)
+        visit.visitor.read()
+    while pair.server.write():
+        pair.client.receive()
+    for _ in range(2):
+        pair.client.session.sweep()
+    while pair.client.write():
+        pass
+    for visit in visits[1:]:
+        visit.visitor.fail()
+    pair.settle()
+    assert not visits[0].visitor.over

@@ -785,3 +785,28 @@ def test_abort_all_ends_also_those_nobody_answered(server):
     assert end.over == "aborted"
     assert not server.session.streams
     assert server.side.arena.used_bytes == 0
+
+
+@pytest.mark.parametrize("name", ["client", "server"])
+def test_a_successor_has_room_for_all_that_were_there(name):
+    """Those with the large windows of a small budget left, and others came in their place."""
+    pair = SessionPair(4 << 20, max_streams=1024)
+    pair.make_willing()
+    large = [pair.must_open() for _ in range(3)]
+    pair.settle()
+    for _ in range(57):
+        pair.must_open()
+    pair.settle()
+    for visit in large:
+        visit.visitor.fail()
+    pair.settle()
+    for _ in range(60):
+        pair.must_open()
+    pair.settle()
+    here = [visit for visit in pair.visits if not visit.visitor.over]
+    assert len(here) > 80
+    pair.die(getattr(pair, name))
+    pair.cut()
+    pair.resume()
+    pair.settle()
+    assert not any(visit.visitor.over for visit in here)

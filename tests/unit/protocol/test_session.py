@@ -487,3 +487,21 @@ def test_a_late_reset_after_a_clean_end_is_answered(bench):
     bench.feed(make.fin(ID, 0), make.credit(ID, 0, MIB, 1), make.reset(ID, 1))
     assert end.over == "clean"
     assert [f.type for f in bench.sent()] == [FrameType.CREDIT, FrameType.RESET]
+
+
+def test_visitors_who_do_not_read_leave_a_ring_for_the_others():
+    """Also where the other side's budget lets each of them have much more than ours."""
+    pair = SessionPair(64 << 20, client_budget_bytes=4 << 20, max_streams=1024)
+    pair.make_willing()
+    for _ in range(40):
+        visit = pair.must_open()
+        visit.visitor.appetite = 0
+        pair.settle()
+        visit.target.write(4 << 20)
+        pair.settle()
+    visit = pair.must_open()
+    visit.visitor.appetite = 5000
+    pair.settle()
+    visit.target.write(5000)
+    pair.settle()
+    assert visit.visitor.taken == 5000

@@ -129,7 +129,8 @@ def test_a_full_ring_stops_the_reading_and_credit_wakes_it(server):
     assert end.read() == 1, "one byte was delivered, one byte has room"
 
 
-def test_at_most_256_kib_are_read_at_once(server):
+def test_at_most_256_kib_are_read_at_once(new_bench):
+    server = new_bench("server", budget=5 * MIB)
     end = server.open()
     server.feed(make.credit(ID, 0, 4 * MIB))
     end.write(4 * MIB)

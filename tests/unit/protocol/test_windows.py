@@ -55,6 +55,15 @@ def test_no_more_streams_than_may_be():
     assert take_all(windows) == [MIB]
 
 
+@pytest.mark.parametrize("max_streams", [1000, 10])
+def test_who_had_a_window_has_one_in_the_hands_of_another_worker(max_streams):
+    """However few the config allows now, and whoever had the large ones before."""
+    windows = Windows(4 * MIB, max_streams, 32 * K)
+    taken = [windows.take(heirs) for heirs in reversed(range(128))]
+    assert taken == [32 * K] * 128
+    assert windows.take() is None
+
+
 def test_the_budget_wins_over_the_number_of_streams():
     taken = take_all(Windows(4 * MIB, 1000, 16 * K))
     assert taken == [MIB, MIB] + [16 * K] * 128

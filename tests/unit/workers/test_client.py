@@ -19,6 +19,7 @@ from tunneltcp.errors import ExitCode
 from tunneltcp.protocol.errors import ResetCode
 from tunneltcp.protocol.frames import FrameType
 from tunneltcp.protocol.messages import RefusedCode
+from tunneltcp.workers.lookups import FIRST_NAME_SECONDS
 from tunneltcp.workers.pace import (
     DIAL_SECONDS,
     MAX_ATTEMPTS,
@@ -577,6 +578,7 @@ class TestNames:
 
     def test_the_targets_name_is_asked_for_too(self, world, raw, app):
         client = world.client(raw.port, app.port, target_host="app.test")
+        world.pass_time(FIRST_NAME_SECONDS + 0.1)
         link = wait_up(world, raw)
         assert client.told("resolve") == [
             {"type": "resolve", "host": "app.test", "port": app.port}
@@ -589,10 +591,20 @@ class TestNames:
         link.send(FrameType.OPEN, 2, 1 << 20, NOBODY)
         world.until(lambda: app.peers)
 
+    @pytest.mark.parametrize("error", [None, "no such name"])
+    def test_the_first_link_waits_for_the_targets_name(self, world, raw, app, error):
+        """With it come those who wait at the server; they would be reset for nothing."""
+        client = world.client(raw.port, app.port, target_host="app.test")
+        world.pass_time(FIRST_NAME_SECONDS - 0.1)
+        assert not raw.ends
+        ips = [] if error else ["127.0.0.1"]
+        self.answer(client, "app.test", app.port, *ips, error=error)
+        world.until(lambda: raw.up)
+
     def test_a_target_that_cannot_be_reached_is_asked_for_again(self, world, raw, app):
         client = world.client(raw.port, app.port, target_host="app.test")
-        link = wait_up(world, raw)
         self.answer(client, "app.test", app.port, "127.0.0.2")
+        link = wait_up(world, raw)
         world.pass_time(6.0)
         link.send(FrameType.OPEN, 1, 1 << 20, NOBODY)
         world.until(lambda: link.of(FrameType.RESET))

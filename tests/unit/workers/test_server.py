@@ -587,6 +587,32 @@ class TestUnanswered:
         world.until(lambda: server.worker.left is not None)
         assert not visitor.end or visitor.end == "rst"
 
+    def test_they_take_no_places_once_they_have_gone(self, world):
+        """Nobody can let go of them: they were reset, and their client does not come back."""
+        server = world.server(max_visitors=3, hold_seconds=10.0, resume_grace_seconds=2.0)
+        raw = world.linked_client(server.port)
+        raw.answers_opens = raw.answers_pings = False
+        visitors = [world.visitor(server.port, b"hi") for _ in range(3)]
+        world.until(lambda: server.counter(Counter.VISITORS) == 3)
+        world.pass_time(15.0)
+        assert [visitor.end for visitor in visitors] == ["rst"] * 3
+        assert server.worker.link is None
+        assert server.worker.memory.arena.used_bytes == 0
+        late = world.visitor(server.port, b"hi")
+        world.pass_time(1.0)
+        assert not late.end, "it is held"
+
+    def test_nor_while_the_link_is_doubted(self, world):
+        server = world.server(max_visitors=3, hold_seconds=3.0, resume_grace_seconds=600.0)
+        raw = world.linked_client(server.port)
+        raw.answers_opens = raw.answers_pings = False
+        for _ in range(8):
+            visitor = world.visitor(server.port, b"hi")
+            world.pass_time(1.0)
+            assert not visitor.end, "it is held"
+            world.pass_time(4.0)
+        assert server.worker.link is not None
+
 
 class TestDoubt:
     def test_visitors_wait_and_are_let_in_when_the_link_speaks_again(self, world, server):

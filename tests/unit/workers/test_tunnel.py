@@ -180,6 +180,9 @@ class TestLimits:
                 one.close()
         assert not stays.end
         assert server.counter(Counter.LINKS_TOTAL) == 1
+        world.pass_time(1.1)
+        [warning] = client.told("warning")
+        assert warning["text"].startswith("max_visitors or the budget is used up here")
 
 
 class TestCounters:

@@ -10,7 +10,7 @@ import pytest
 from tests.support.pattern import pattern
 from tunneltcp.protocol.errors import ResetCode
 from tunneltcp.relay.relay import CLOSED, FAILED
-from tunneltcp.workers import base
+from tunneltcp.workers import visitors as module
 from tunneltcp.workers.visitors import PAGE, Visitor, Visitors, describe_end, find
 
 
@@ -199,7 +199,7 @@ class TestAccessLog:
     @pytest.fixture
     def lines(self, monkeypatch):
         lines = []
-        monkeypatch.setattr(base, "log_access", lambda text, **fields: lines.append(fields))
+        monkeypatch.setattr(module, "log_access", lambda text, **fields: lines.append(fields))
         return lines
 
     def test_one_line_for_each_visitor_on_each_side(self, world, lines):
