@@ -267,7 +267,11 @@ class TestCases:
         [
             ({}, {}, Fate.GOES_ON),
             ({"bytes_read": 40}, {}, Fate.GOES_ON),
-            ({}, {"acked": 90, "unacked": 11}, Fate.GOES_ON),
+            (
+                {},
+                {"acked": 90, "unacked": 11},
+                Fate.RESET,
+            ),  # its error may have been told before
             ({}, {"error": 104}, Fate.RESET),
             ({}, {"received": 50}, Fate.RESET),  # no FIN came
             ({}, {"acked": 100}, Fate.RESET),  # ours did not go out

@@ -43,6 +43,9 @@ _MAX_FAULTS: Final = 6
 """Crashes in a row without a byte moved that are put up with: twice what it takes a successor
 to find the stream."""
 
+_ROW_SECONDS: Final = 60.0
+"""A worker that served as long is the first of a row, whatever it died of."""
+
 
 @dataclass(slots=True)
 class _Keeper:
@@ -167,7 +170,7 @@ class Keepers:
         moved = counters[Counter.BYTES_IN] + counters[Counter.BYTES_OUT]
         if not how.is_own_fault:
             self._faults = 0
-        elif moved == self._moved:
+        elif moved == self._moved and how.ran_seconds < _ROW_SECONDS:
             self._faults += 1
         else:
             self._faults = 1

@@ -109,6 +109,8 @@ class Tunnel(TunnelState):
         for action in self.life.handle(happened, self._around.loop.now):
             self._perform(action)
         self._arm()
+        if self.pid is None and self.life.state in (ProcessState.STOPPED, ProcessState.FATAL):
+            self.keepers.end()  # also where no worker died now: it waited for its next try
 
     def close_listeners(self) -> None:
         """Take no new visitors; the worker is told by DRAIN to do the same."""
@@ -361,8 +363,6 @@ class Tunnel(TunnelState):
         permanent = self.last_exit.is_permanent
         self.keepers.worker_gone(self.last_exit, self.counters, now)
         self.feed(Input.EXIT_PERMANENT if permanent else Input.EXIT)
-        if self.life.state in (ProcessState.STOPPED, ProcessState.FATAL):
-            self.keepers.end()
 
     def _close_channel(self) -> None:
         if self._channel is not None:

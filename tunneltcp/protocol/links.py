@@ -216,6 +216,11 @@ class Links:
         self, stream: Stream, delivered: int, limit: int, *, fin_delivered: bool
     ) -> None:
         session = self._session
+        if not (limit or delivered):
+            # Reset there, and its worker died: how much it had delivered nobody knows. What it
+            # had read is still to come, and then its RESET; nothing more is sent to it.
+            delivered = limit = stream.acked
+            fin_delivered = stream.fin_acked
         if (
             not _is_possible(stream, delivered, limit)
             or stream.open_payload is not None

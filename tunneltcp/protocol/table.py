@@ -109,7 +109,7 @@ class StreamTable:
         self.words[_USED] = 0
         self._free.clear()
         self.words[IN_HAND] = 0
-        self.set_blame(0, 0, 0)
+        self.set_blame(0, 0, 0, 0)
         self.set_session(bytes(16), 0)
 
     def records(self) -> list[Record]:
@@ -202,17 +202,17 @@ class StreamTable:
         self.words[_OWNER : _OWNER + OWNER_WORDS] = memoryview(padded).cast("Q")
 
     @property
-    def blame(self) -> tuple[int, int, int]:
+    def blame(self) -> tuple[int, int, int, int]:
         """What :meth:`set_blame` stored."""
-        stream_id, moved, crashes = self.words[_BLAME : _BLAME + 3]
-        return stream_id, moved, crashes
+        stream_id, moved, crashes, at_seconds = self.words[_BLAME : _BLAME + 4]
+        return stream_id, moved, crashes, at_seconds
 
-    def set_blame(self, stream_id: int, moved: int, crashes: int) -> None:
+    def set_blame(self, stream_id: int, moved: int, crashes: int, at_seconds: int) -> None:
         """Store that so many workers in a row crashed with this stream in hand.
 
-        ``moved`` says how many of its bytes had moved by then.
+        ``moved`` says how many of its bytes had moved by then, at ``at_seconds`` (monotonic).
         """
-        for at, value in enumerate((stream_id, moved, crashes)):
+        for at, value in enumerate((stream_id, moved, crashes, at_seconds)):
             self.words[_BLAME + at] = value
 
     @property

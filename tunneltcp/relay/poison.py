@@ -4,10 +4,10 @@ Theory of operation
 -------------------
 Before anything is done with a stream its id is stored in the header of the tunnel's memory
 (``IN_HAND``). A successor whose predecessor crashed, by its own fault and not by a SIGKILL,
-looks there first. If it is the same stream three times in a row, and not a byte of it moved
-meanwhile, that stream is reset and the others live. What was in hand may be innocent, as when
-the crash came from something that is no stream; but then it has moved by the next time, or
-another one is in hand.
+looks there first. If it is the same stream three times in a row, soon after each other, and
+not a byte of it moved meanwhile, that stream is reset and the others live. What was in hand
+may be innocent, as when the crash came from something that is no stream; but then it has moved
+by the next time, or another one is in hand.
 """
 
 from __future__ import annotations
@@ -21,10 +21,14 @@ if TYPE_CHECKING:
 
     from tunneltcp.protocol.table import StreamTable
 
-__all__ = ["MAX_CRASHES", "find_poison", "take_in_hand"]
+__all__ = ["MAX_CRASHES", "ROW_SECONDS", "find_poison", "take_in_hand"]
 
 MAX_CRASHES: Final = 3
 """In a row, with one stream in hand that does not move."""
+
+
+ROW_SECONDS: Final = 60
+"""Crashes further apart are no row: whoever was served as long is not what kills."""
 
 
 def take_in_hand(table: StreamTable) -> int:
@@ -35,7 +39,7 @@ def take_in_hand(table: StreamTable) -> int:
 
 
 def find_poison(
-    table: StreamTable, in_hand: int, moved: Mapping[int, int], *, crashed: bool
+    table: StreamTable, in_hand: int, moved: Mapping[int, int], *, crashed: bool, now: float
 ) -> int:
     """Return the stream that is to be reset; 0: none. Call it before any stream is touched.
 
@@ -44,14 +48,16 @@ def find_poison(
         in_hand: As from :func:`take_in_hand`.
         moved: How many bytes of each stream have moved, both ways together.
         crashed: Whether the worker before us crashed by its own fault.
+        now: Seconds, of the machine's monotonic clock.
     """
     if not crashed or in_hand not in moved:
-        table.set_blame(0, 0, 0)
+        table.set_blame(0, 0, 0, 0)
         return 0
-    blamed, at, crashes = table.blame
-    crashes = crashes + 1 if (blamed, at) == (in_hand, moved[in_hand]) else 1
+    blamed, at, crashes, when = table.blame
+    again = (blamed, at) == (in_hand, moved[in_hand]) and now - when < ROW_SECONDS
+    crashes = crashes + 1 if again else 1
     if crashes < MAX_CRASHES:
-        table.set_blame(in_hand, moved[in_hand], crashes)
+        table.set_blame(in_hand, moved[in_hand], crashes, int(now))
         return 0
-    table.set_blame(0, 0, 0)
+    table.set_blame(0, 0, 0, 0)
     return in_hand

@@ -111,7 +111,9 @@ def _judge_closed(record: Record, kernel: TcpCounters, syn: int) -> Verdict:
     if kernel.error:
         return _reset(record, "its connection was reset")
     final = record.final_offset
-    if final is None or kernel.acked + kernel.unacked != final + 1 + syn:
+    # The error is told only once, and a successor that died may have been told it: what tells
+    # a reset as well is that not all was acknowledged.
+    if final is None or kernel.unacked or kernel.acked != final + 1 + syn:
         return _reset(record, "its connection ended before ours had")
     read = kernel.received - kernel.unread
     if read <= record.bytes_read:

@@ -25,10 +25,23 @@ from tunneltcp.net.sockopt import cookie
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["inherit"]
+__all__ = ["hold_back", "inherit"]
 
 _KEEPER_SECONDS: Final = 3.0
 """What a keeper may take to hand over 60,000 sockets, or to leave: a thousand take 10 ms."""
+
+_HELD_BACK: Final = 8
+"""Descriptors that a worker does without: its successor needs one for each keeper that is left
+(``master/keepers.py``: four) and one more, when all others are taken by who is connected."""
+
+
+def hold_back() -> list[int]:
+    """Return descriptors to keep for as long as we serve; nobody inherits them."""
+    held: list[int] = []
+    with suppress(OSError):
+        for _ in range(_HELD_BACK):
+            held.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))  # noqa: PERF401
+    return held
 
 
 def inherit(keeper_fds: Sequence[int]) -> dict[int, socket.socket]:

@@ -12,6 +12,7 @@ the client nothing that is worth keeping.
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from dataclasses import replace
@@ -36,7 +37,7 @@ from tunneltcp.relay.relay import Relay, TargetRelay
 from tunneltcp.relay.verdict import Fate, Verdict, judge
 from tunneltcp.workers.base import Worker
 from tunneltcp.workers.client import ClientWorker
-from tunneltcp.workers.inherit import inherit
+from tunneltcp.workers.inherit import hold_back, inherit
 from tunneltcp.workers.known import unpack_known
 from tunneltcp.workers.owner import unpack_owner
 from tunneltcp.workers.server import ServerWorker
@@ -70,6 +71,7 @@ class _Successor(Worker):
             self._make_keeper()
         self._died_at = context.died_at
         """When the worker before us died; 0.0: there was none, or its streams go on already."""
+        self._spare_fds: list[int] = []
 
     def start(self) -> None:
         """Take over what there is, then serve."""
@@ -80,6 +82,7 @@ class _Successor(Worker):
         self._take_streams(table.records(), sockets, in_hand)
         for sock in sockets.values():
             self.adopt_stranger(sock)
+        self._spare_fds = hold_back()
         done_in, done_out = self.session.count_bytes()
         if not self.is_server:
             done_in, done_out = done_out, done_in
@@ -92,6 +95,12 @@ class _Successor(Worker):
         if self.session_id:
             self._set_grace_timer(False)
         super().start()
+
+    def close(self) -> None:
+        """Let go of everything."""
+        while self._spare_fds:
+            os.close(self._spare_fds.pop())
+        super().close()
 
     def _make_keeper(self) -> None:
         title = f"tunneltcp {self.context.role.value}: keeper of {self.context.port}"
@@ -170,7 +179,8 @@ class _Successor(Worker):
             if verdict.fate in (Fate.GOES_ON, Fate.CONNECT)
         }
         table = self.memory.table
-        poison = find_poison(table, in_hand, moved, crashed=self.context.crashed)
+        crashed, now = self.context.crashed, time.monotonic()
+        poison = find_poison(table, in_hand, moved, crashed=crashed, now=now)
         if not poison:
             return judged, False
         self.warn(

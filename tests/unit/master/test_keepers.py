@@ -64,8 +64,9 @@ class Bench:
             self.keepers.made(self.pid)
         return context
 
-    def dies(self, number=KILL):
-        self.keepers.worker_gone(describe_exit(number, 1.0, ""), self.counters, 5.0)
+    def dies(self, number=KILL, ran_seconds=1.0):
+        how = describe_exit(number, ran_seconds, "")
+        self.keepers.worker_gone(how, self.counters, 5.0)
 
 
 @pytest.fixture
@@ -206,7 +207,7 @@ def test_six_crashes_without_a_byte_moved_and_the_next_begins_with_nothing(bench
     assert crashes(bench, [SEGV] * 5) == [(True, False)] * 5
 
 
-@pytest.mark.parametrize("between", ["kill", "byte", "poison"])
+@pytest.mark.parametrize("between", ["kill", "byte", "poison", "time"])
 def test_what_is_no_crash_loop_is_not_counted_as_one(bench, between):
     bench.worker()
     crashes(bench, [SEGV] * 5)
@@ -215,6 +216,9 @@ def test_what_is_no_crash_loop_is_not_counted_as_one(bench, between):
     elif between == "byte":
         bench.counters[Counter.BYTES_OUT] += 1
         assert crashes(bench, [SEGV]) == [(True, False)]
+    elif between == "time":
+        bench.dies(SEGV, ran_seconds=61.0)
+        assert not bench.worker().forgets
     else:
         bench.keepers.found_poison()
         assert crashes(bench, [SEGV]) == [(True, False)]

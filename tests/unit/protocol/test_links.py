@@ -590,6 +590,21 @@ def test_bytes_that_were_never_sent_cannot_have_come(bench):
     assert end.over == "aborted"
 
 
+def test_a_peer_that_reset_it_and_forgot_how_far_it_was(bench):
+    """Its worker died: what it had read still comes, and then its RESET; nothing goes to it."""
+    end = bench.open()
+    speak(end, 1000)
+    bench.sent()
+    bench.feed(make.credit(ID, 600, MIB))
+    bench.session.detach()
+    _, said = resumed(bench, make.sync(ID, 1), make.state(ID, 0, 0))
+    assert (end.over, said) == ("", [])
+    bench.feed(make.data(ID, 0, came(end, 3)))
+    assert end.taken == 3
+    bench.feed(make.reset(ID, 1))
+    assert end.over == "aborted"
+
+
 def test_a_client_that_denies_what_it_answered(server):
     end, other = server.open(), server.open()
     server.feed(make.credit(2, 0, MIB))
