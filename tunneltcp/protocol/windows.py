@@ -4,7 +4,8 @@ While less than half of the budget is granted, every new stream gets the usual w
 least is set aside for each stream that may still come, and a new one gets a sixteenth of what
 is left over: a gentle decline in which everybody fits. A window that was used up within two
 round trips is what holds its stream back: it doubles, as far as the budget has room beyond what
-is set aside, and no further than could ever be on the way. The sum of all windows never passes
+is set aside (in the first half of the budget at least by an eighth of what is left), and no
+further than could ever be on the way. The sum of all windows never passes
 the budget.
 """
 
@@ -120,9 +121,12 @@ class Windows:
         """Take what this window grows by: as much again, or what there is."""
         left = self._budget - self.granted_bytes
         more = min(window, MAX_WINDOW_BYTES - window)
+        spare = self._spare() if self._everybody_fits else left // 2
         if self.granted_bytes * 2 >= self._budget:
             more = min(more, left // 4 - window)
-        more = max(0, min(more, self._spare() if self._everybody_fits else left // 2))
+        elif spare < left // 8:  # who uses it up gets some, also where all is set aside
+            spare = left // 8
+        more = max(0, min(more, spare))
         self.granted_bytes += more
         return more
 

@@ -21,6 +21,7 @@ from tunneltcp.errors import ExitCode
 from tunneltcp.log import Throttle, dropped_lines
 from tunneltcp.net.loop import Loop
 from tunneltcp.protocol.errors import GoawayCode, ResetCode
+from tunneltcp.protocol.handshake import HANDSHAKE_SECONDS
 from tunneltcp.protocol.session import Session
 from tunneltcp.relay.heap import Heap
 from tunneltcp.relay.memory import receive_buffer
@@ -84,10 +85,7 @@ class Worker:
         self.log = logger
         self.visitors = Visitors(self.loop, is_server=self.is_server)
         self._exit_code: ExitCode | None = None
-        self._done_in = 0
-        self._done_out = 0
-        self._done_resets = 0
-        self._refused = 0
+        self._done_in = self._done_out = self._done_resets = self._refused = 0
         self._lost_since = 0.0
         self._away_seconds = 0.0
         self._throttle = Throttle()
@@ -345,6 +343,8 @@ class Worker:
             self._grace_timer = None
         if not is_settled:
             seconds = self.context.resume_grace_seconds
+            if self.link is not None and not self.link.is_doubted:  # it has to tell first
+                seconds = max(seconds, HANDSHAKE_SECONDS)
             self._grace_timer = self.loop.call_later(seconds, self._on_grace_over)
 
     def _on_grace_over(self) -> None:

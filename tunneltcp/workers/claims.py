@@ -357,6 +357,13 @@ class Claims:
         for claim in [*self._strangers, *self._open]:
             claim.end("the keys changed meanwhile")
 
+    def recheck(self) -> None:
+        """Links come from other networks now: whose is none of them gets no link any more."""
+        for claim in [*self._strangers, *self._open]:
+            trouble = self.doors.link_trouble(claim.address)
+            if trouble:
+                claim.end(trouble)
+
     def close(self) -> None:
         """End all of them; who has proven that it holds the key is told why."""
         for claim in [*self._strangers, *self._open]:

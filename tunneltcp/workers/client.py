@@ -64,6 +64,9 @@ class ClientWorker(Worker):
 
     def start(self) -> None:
         """Begin to dial."""
+        # Above all attempts of this run, also if its tunnel was taken out and put back since.
+        table = self.memory.table
+        table.set_attempt(max(table.attempt, int(self.loop.now * 1000)))
         if not self._target_addresses:
             target = self.context.target_host, self.context.target_port
             self._lookups.ask_for_target(*target, self.dial_anew)

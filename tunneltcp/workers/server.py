@@ -104,13 +104,13 @@ class ServerWorker(Worker):
     def _handle_message(self, message: dict[str, Any]) -> None:
         if message.get("type") == "networks":
             self._take_networks(message)
-        else:
-            super()._handle_message(message)
+        super()._handle_message(message)  # which knows nothing of those
 
     def _take_networks(self, message: dict[str, Any]) -> None:
         """Other networks are good: who is from one that is not has to go now."""
         networks = {name: tuple(found) for name, found in message["networks"].items()}
         self._doors.change(AllowedNetworks(**networks))
+        self._claims.recheck()
         for visitor in self.all_visitors():
             if not self._doors.admits_visitor(visitor.address):
                 self.kick(visitor)

@@ -114,11 +114,13 @@ def test_the_books_balance(budget, most, least, choices):
     """Whatever is taken, grows and is given back; and who comes next finds the least."""
     windows, _ = growing(budget, most, least=least)
     held: list[Holder] = []
+    grew = False
     for grows, choice in choices:
         total = sum(one.window for one in held)
         if grows and held:
             before = held[choice % len(held)].window
             assert before <= held[choice % len(held)].use_up() <= max(before, MAX_WINDOW_BYTES)
+            grew = grew or held[choice % len(held)].window > before
         elif choice < len(held):
             windows.give(held.pop(choice).window)
         else:
@@ -130,7 +132,7 @@ def test_the_books_balance(budget, most, least, choices):
         total = sum(one.window for one in held)
         assert windows.granted_bytes == total <= budget
         assert len(held) <= most
-        if most * least <= budget:
+        if most * least <= budget and not grew:
             assert budget - total >= (most - len(held)) * least
     for one in held:
         windows.give(one.window)
@@ -184,6 +186,23 @@ def test_the_default_budget_carries_a_gigabit_over_200_ms():
         for _ in range(6):
             stream.use_up()
         assert stream.window > 1e9 / 8 * 0.2
+
+
+@pytest.mark.parametrize(
+    ("budget", "most", "least"),
+    [(16 * MIB, 1024, 16 * K), (64 * MIB, 4096, 16 * K), (64 * MIB, 2048, 32 * K)],
+)
+def test_one_that_downloads_has_a_window_where_all_is_set_aside_for_who_may_come(
+    budget, most, least
+):
+    """4,096 visitors of 16 KiB are all of 64 MiB: with nobody there, one had 16 KiB."""
+    windows, _ = growing(budget, most, least=least)
+    streams = [holder(windows) for _ in range(3)]
+    for _ in range(12):
+        for stream in streams:
+            stream.use_up()
+    assert min(stream.window for stream in streams) >= budget // 16
+    assert len(take_all(windows)) > most * 3 // 8
 
 
 def test_over_half_of_the_budget_no_window_grows_beyond_a_quarter_of_the_rest():

@@ -10,6 +10,7 @@ from tunneltcp.control.context import AllowedNetworks
 from tunneltcp.control.counters import Counter
 from tunneltcp.control.keys import pack_keys
 from tunneltcp.protocol.frames import FrameType
+from tunneltcp.protocol.handshake import Stage
 from tunneltcp.protocol.messages import RefusedCode
 from tunneltcp.protocol.preface import port_key
 from tunneltcp.workers.doors import FOREIGN
@@ -275,3 +276,30 @@ class TestNetworks:
         raw = world.linked_client(server.port)
         world.visitor(server.port, b"hello")
         world.until(lambda: raw.data(2) == b"hello")
+
+    def test_who_is_in_the_handshake_when_its_network_is_shut_out_gets_no_link(self, world):
+        server = self.server(world)
+        begun = world.raw_client(server.port, proves=False)
+        world.until(lambda: begun.stage is Stage.CHALLENGED)
+        rules = {"allow": [], "deny": ["127.0.0.1/32"], "visitors_allow": []}
+        server.say(type="networks", networks=rules | {"visitors_deny": []})
+        world.settle()
+        if not begun.end:
+            begun.prove()
+        world.until(lambda: begun.end or begun.is_up)
+        assert not begun.is_up
+        assert server.worker.link is None
+
+    def test_who_waits_for_the_owners_answer_then_gets_no_link(self, world):
+        server = self.server(world)
+        owner = world.linked_client(server.port)
+        owner.answers_pings = False
+        world.pass_time(0.5)
+        other = world.raw_client(server.port, run_id="77" * 16)
+        world.until(lambda: not other.proves)
+        world.settle()
+        rules = {"allow": [], "deny": ["127.0.0.1/32"], "visitors_allow": []}
+        server.say(type="networks", networks=rules | {"visitors_deny": []})
+        world.pass_time(3.0)
+        assert not other.is_up
+        assert server.worker.link is None

@@ -63,6 +63,22 @@ class TestOwner:
         world.until(lambda: second.data(2) == b"hello")
         assert server.counter(Counter.LINKS_TOTAL) == 2
 
+    def test_a_link_that_replaces_one_that_stands_has_time_to_tell(self, world):
+        """With "resume_grace" 0, too: so a client goes on with another token."""
+        server = world.server(resume_grace_seconds=0.0)
+        first = world.linked_client(server.port)
+        visitor = world.visitor(server.port, b"hi")
+        world.until(lambda: first.data(1))
+        told = make.sync(1, 1) + make.state(1, 2, 1 << 20)
+        session = server.worker.session_id
+        second = world.linked_client(server.port, session=session, greeting=told)
+        assert second.handshake.welcome.resumed
+        world.pass_time(0.3)
+        assert not second.end
+        assert not visitor.end
+        second.peer.reset()
+        world.until(lambda: visitor.end == "rst")
+
     @pytest.mark.parametrize("ids", [{"run_id": OTHER_RUN}, {"host_id": OTHER_HOST}])
     def test_another_is_refused_while_the_owner_answers(self, world, server, ids):
         owner = world.linked_client(server.port)
