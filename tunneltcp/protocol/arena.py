@@ -54,6 +54,11 @@ class Ring:
         return f"<Ring {self.size} bytes at unit {(self.word >> 8) - 1}>"
 
 
+MIN_SHARE_BYTES: Final = 512 * 1024
+"""Set aside of the smallest budget: 32 rings, each for as long as what it holds is not read.
+More would make rings small where many stand still, and a small ring makes bulk slow."""
+
+
 class Arena:
     """Hands out rings from ``memory`` while their sum stays within ``budget_bytes``.
 
@@ -79,17 +84,25 @@ class Arena:
         self.budget_bytes = budget_bytes
         self.used_bytes = 0
         """Sum of the sizes of the rings handed out."""
-        self.set_aside_bytes = 0
-        """What rings above the smallest leave, so that there is one for everybody."""
+        self._set_aside_bytes = 0
 
     @property
     def left_bytes(self) -> int:
         """What the budget still admits."""
         return self.budget_bytes - self.used_bytes
 
+    def set_aside_for(self, streams: int) -> None:
+        """Keep some of the smallest rings for so many streams, or the budget's share of them.
+
+        Where the peer's budget is the larger one its windows do not bound our rings: a few
+        streams that stand still would take all, and others would wait for ever.
+        """
+        share = max(MIN_SHARE_BYTES, self.budget_bytes // 32)
+        self._set_aside_bytes = min(MIN_RING_BYTES * streams, share)
+
     def has_room_for(self, size: int) -> bool:
         """Whether a ring above the smallest may be taken."""
-        return self.used_bytes + size + self.set_aside_bytes <= self.budget_bytes
+        return self.used_bytes + size + self._set_aside_bytes <= self.budget_bytes
 
     def take(self, size: int) -> Ring | None:
         """Return a ring of at least ``size`` bytes, or None if the budget is used up."""

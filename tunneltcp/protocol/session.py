@@ -92,7 +92,7 @@ class Session:
         self.first_limit = 0
         """What the peer's HELLO lets us send on a new stream; used by the side that opens."""
         self.arena = arena
-        arena.set_aside_bytes = min(arena.budget_bytes // 2, MIN_RING_BYTES * max_streams)
+        arena.set_aside_for(max_streams)
         self.table = table
         self.streams: dict[int, Stream] = {}
         self.resetting: dict[int, Stream] = {}
