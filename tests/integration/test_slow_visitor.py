@@ -23,8 +23,8 @@ PROGRAM_BYTES = 32 << 20
 """What a worker has without any stream, generously."""
 
 
-KEPT_BYTES = 3 << 20
-"""What a worker may have more of its own after visitors who never read than before them."""
+EMPTY_BYTES = 10 << 20
+"""A worker without visitors has less of its own: 4 to 7 MB, or 2 with Python 3.12."""
 
 
 STILL_SECONDS = 2.5
@@ -73,9 +73,6 @@ def test_what_visitors_who_never_read_took_is_given_back(tunnels: Tunnels) -> No
     """Nothing moves when they go, and nobody comes after them."""
     port = tunnels.public["pattern"]
     masters = (tunnels.pair.server, tunnels.pair.client)
-    with connect(port) as first:  # what any visitor leaves is there
-        first.sendall(request(down=1))
-    before = [memory(master.worker_pid(port), "Private_Dirty") for master in masters]
     with ExitStack() as stack:
         for number in range(200):
             visitor = stack.enter_context(connect(port))
@@ -83,7 +80,7 @@ def test_what_visitors_who_never_read_took_is_given_back(tunnels: Tunnels) -> No
 
         def is_full() -> bool:
             now = [memory(master.worker_pid(port), "Private_Dirty") for master in masters]
-            return min(map(int.__sub__, now, before)) > 2 * KEPT_BYTES
+            return min(now) > 2 * EMPTY_BYTES
 
         wait_until(is_full, 10)
         moved, since = 0, time.monotonic()
@@ -96,12 +93,12 @@ def test_what_visitors_who_never_read_took_is_given_back(tunnels: Tunnels) -> No
             return time.monotonic() - since > STILL_SECONDS
 
         wait_until(is_still, 15)
-    for master, old in zip(masters, before, strict=True):
+    for master in masters:
         pid = master.worker_pid(port)
         wait_until(
-            lambda pid=pid, old=old: memory(pid, "Private_Dirty") < old + KEPT_BYTES,  # type: ignore[misc]
+            lambda pid=pid: memory(pid, "Private_Dirty") < EMPTY_BYTES,  # type: ignore[misc]
             10,
-            lambda pid=pid, old=old: f"{memory(pid, 'Private_Dirty')} bytes, {old} before",  # type: ignore[misc]
+            lambda pid=pid: f"{memory(pid, 'Private_Dirty')} bytes",  # type: ignore[misc]
         )
 
 
