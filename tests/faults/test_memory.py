@@ -16,6 +16,7 @@ import pytest
 
 from tests.support.apps import Apps
 from tests.support.leaks import keepers
+from tests.support.memory import memory
 from tests.support.processes import Master, TunnelPair
 from tests.support.require import is_long, require_ability, require_root
 from tests.support.visitors import Load
@@ -59,14 +60,6 @@ KEEPER_BYTES = 800_000
 KEEPER_SHARE_BYTES = 1_000_000
 """With its part of what all processes of 50 tunnels have in common."""
 REST_SECONDS = 30.0
-
-
-def memory(pid: int, kind: str) -> int:
-    """Some kind of a process's memory, bytes; see proc(5)."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith(f"{kind}:"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError(f"no line for {kind}")
 
 
 def pss(pid: int) -> int:

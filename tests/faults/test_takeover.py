@@ -77,7 +77,8 @@ def test_all_who_fitted_into_a_small_budget_fit_again(
     with TunnelPair([echo], tmp_path, common={"budget": 1 << 20}) as pair, ExitStack() as stack:
         here = fill(stack, pair.port)
         here.pop(0).close()  # its window was half of all
-        pause(0.5)
+        for master in (pair.server, pair.client):
+            wait_until(lambda m=master: m.tunnel(pair.port)["visitors"] == len(here))  # type: ignore[misc]
         here += fill(stack, pair.port)
         assert len(here) == 32
         kill(pair, getattr(pair, side))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.support.apps import request
+from tests.support.memory import memory
 from tests.support.pattern import PatternChecker
 from tests.support.sockets import connect
 from tests.support.wait import wait_until
@@ -29,14 +29,6 @@ EMPTY_BYTES = 10 << 20
 
 STILL_SECONDS = 2.5
 """After that a worker takes it that nobody is at work: it looks once a second."""
-
-
-def memory(pid: int, kind: str) -> int:
-    """Some kind of a process's memory, bytes; see proc(5)."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith(f"{kind}:"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError(f"no line for {kind}")
 
 
 def test_visitors_that_never_read_hold_up_nobody(tunnels: Tunnels, load: Load) -> None:
