@@ -48,7 +48,9 @@ def fake_worker(context: WorkerContext) -> int:
         raise ValueError("on cue")
     if kind == "code":
         return int(context.name.split("-")[1])
-    if kind == "silent":
+    if kind == "stopped":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if kind in ("silent", "stopped"):
         signal.pause()
     if kind == "garbage":
         os.write(context.channel_fd, b"\xff\xfe")
