@@ -459,13 +459,15 @@ class Side:
         self.session.last_id = self.table.last_id
         records = self.table.records()
         rings = self.arena.adopt(record.ring_word for record in records if record.ring_word)
-        for left, record in zip(reversed(range(len(records))), records, strict=True):
+        self.session.windows.heirs = len(records)
+        for record in records:
             ring = rings[record.ring_word] if record.ring_word else None
-            self._go_on(record, ring, ends.pop(record.stream_id, None), left)
+            self._go_on(record, ring, ends.pop(record.stream_id, None))
+        self.session.windows.heirs = 0
         assert not ends, "a socket without a record"
         self.hold_back(left_bytes)
 
-    def _go_on(self, record: Record, ring: Ring | None, end: End | None, heirs: int) -> None:
+    def _go_on(self, record: Record, ring: Ring | None, end: End | None) -> None:
         kernel = end.counters(is_target=not self._opens) if end is not None else None
         verdict = judge(record, kernel, connected=not self._opens)
         if end is None:
@@ -484,7 +486,6 @@ class Side:
             delivered=verdict.delivered,
             fin_delivered=verdict.fin_delivered,
             addresses=addresses(record.cookie - 1000) if self._opens else b"",
-            heirs=heirs,
         )
         if stream is None:
             rebuild_reset(self.session, record, ring)

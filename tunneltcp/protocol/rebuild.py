@@ -38,16 +38,15 @@ def rebuild_stream(
     delivered: int,
     fin_delivered: bool,
     addresses: bytes,
-    heirs: int = 0,
 ) -> Stream | None:
     """Make a stream that goes on; None if there is no room for its window.
 
     ``head`` bytes were read from its socket, and what the peer does not have of them lies in
     ``ring``; ``delivered`` bytes were written to it, and the peer's FIN behind them if
     ``fin_delivered``. ``addresses`` is the payload of its OPEN, where this side opens and may
-    have to do it again; ``heirs``: so many streams are still to be made again.
+    have to do it again.
     """
-    window = session.windows.take(heirs)
+    window = session.windows.inherit()
     if window is None:
         return None
     stream = _make(session, record, ring, head, delivered, window, addresses)

@@ -63,6 +63,9 @@ class Windows:
         self._least = least_bytes
         self._everybody_fits = max_streams * least_bytes <= budget_bytes
         self._streams = 0
+        self.heirs = 0
+        """So many streams of a worker before us are still to be made: each had a window, and
+        each gets one."""
         self.dealt = 0
         """How many windows were ever dealt."""
         self.granted_bytes = 0
@@ -72,18 +75,26 @@ class Windows:
         self.round_trip_seconds = 0.0
         """The smallest that the link has shown; 0: not known yet, and no window grows."""
 
-    def take(self, heirs: int = -1) -> int | None:
-        """Return the window of a new stream in bytes; None if there is no room for one.
+    def take(self) -> int | None:
+        """Return the window of a new stream in bytes; None if there is no room for one."""
+        if self._streams >= self._max_streams:
+            return None
+        return self._deal()
 
-        Args:
-            heirs: So many others wait that a worker before us had, as this one is; below 0:
-                it is a new one, and may be one too many.
+    def inherit(self) -> int | None:
+        """Return the window of one of the ``heirs``; None if there is no room.
+
+        It is never one too many: ``max_streams`` may be lower by now.
         """
+        self.heirs -= 1
+        return self._deal()
+
+    def _deal(self) -> int | None:
         least, granted = self._least, self.granted_bytes
         left = self._budget - granted
-        more_to_come = max(0, self._max_streams - self._streams)
-        if left < least or (heirs < 0 and not more_to_come):
+        if left < least:
             return None
+        more_to_come = max(0, self._max_streams - self._streams)
         spare = left - more_to_come * least
         if granted * 2 >= self._budget:
             window = spare // 16
@@ -93,8 +104,8 @@ class Windows:
             window = left // 2
         if window > USUAL_WINDOW_BYTES:
             window = USUAL_WINDOW_BYTES
-        if heirs > 0:
-            window = min(window, left - heirs * least)  # they all had one: they all get one
+        if self.heirs:
+            window = min(window, left - self.heirs * least)
         if window < least:
             window = least
         self.granted_bytes = granted + window

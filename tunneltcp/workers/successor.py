@@ -148,15 +148,16 @@ class _Successor(Worker):
             if record.ring_word and verdict.fate in (Fate.GOES_ON, Fate.RESET)
         )
         taken = reset = 0
-        heirs = sum(verdict.fate in (Fate.GOES_ON, Fate.CONNECT) for _, _, verdict in judged)
+        windows = self.session.windows
+        windows.heirs = sum(v.fate in (Fate.GOES_ON, Fate.CONNECT) for _, _, v in judged)
         for record, sock, verdict in judged:
-            heirs -= verdict.fate in (Fate.GOES_ON, Fate.CONNECT)
             ring = rings.get(record.ring_word)
-            goes_on = self._take_stream(record, sock, verdict, ring, heirs)
+            goes_on = self._take_stream(record, sock, verdict, ring)
             taken += goes_on
             reset += verdict.fate is Fate.RESET or (
                 verdict.fate is not Fate.OVER and not goes_on
             )
+        windows.heirs = 0  # one whose ring is broken took none
         self.memory.table.words[IN_HAND] = 0
         if records or self._died_at:
             self.log.info("took over {} streams, {} were reset", taken, reset)
@@ -201,7 +202,6 @@ class _Successor(Worker):
         sock: socket.socket | None,
         verdict: Verdict,
         ring: Ring | None,
-        heirs: int,
     ) -> bool:
         """Take one; return whether it goes on."""
         self.memory.table.words[IN_HAND] = record.stream_id
@@ -214,7 +214,7 @@ class _Successor(Worker):
             )
             rebuild_reset(self.session, record, ring)
         else:
-            stream = self._rebuild(record, sock, verdict, ring, heirs)
+            stream = self._rebuild(record, sock, verdict, ring)
         if sock is not None and (stream is None or verdict.fate is Fate.CONNECT):
             close_with_reset(sock)
         elif stream is not None and sock is not None:
@@ -229,7 +229,6 @@ class _Successor(Worker):
         sock: socket.socket | None,
         verdict: Verdict,
         ring: Ring | None,
-        heirs: int,
     ) -> Stream | None:
         addresses = b""
         if self.is_server and sock is not None:
@@ -242,7 +241,6 @@ class _Successor(Worker):
             delivered=verdict.delivered,
             fin_delivered=verdict.fin_delivered,
             addresses=addresses,
-            heirs=heirs,
         )
         if stream is None:
             self.log.warning("stream {} is reset: no memory is left", record.stream_id)

@@ -59,7 +59,8 @@ def test_no_more_streams_than_may_be():
 def test_who_had_a_window_has_one_in_the_hands_of_another_worker(max_streams):
     """However few the config allows now, and whoever had the large ones before."""
     windows = Windows(4 * MIB, max_streams, 32 * K)
-    taken = [windows.take(heirs) for heirs in reversed(range(128))]
+    windows.heirs = 128
+    taken = [windows.inherit() for _ in range(128)]
     assert taken == [32 * K] * 128
     assert windows.take() is None
 
