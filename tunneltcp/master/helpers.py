@@ -1,4 +1,4 @@
-"""Short-lived children for what can block: names, and who holds a port.
+"""Short-lived children for what can block: names, and who holds a port (``holders.py``).
 
 ``getaddrinfo`` has no deadline and the table of sockets can be long; neither may ever
 stand in the master's loop. A helper answers through a pipe and is killed at its deadline.
@@ -10,7 +10,6 @@ import os
 from collections import deque
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -25,13 +24,10 @@ if TYPE_CHECKING:
     from tunneltcp.master.children import Children
     from tunneltcp.net.loop import Loop, Timer
 
-__all__ = ["HELPER_SECONDS", "Helpers", "Lookups", "port_holder"]
+__all__ = ["HELPER_SECONDS", "Helpers", "Lookups"]
 
 HELPER_SECONDS: Final = 10.0
 """A resolver's own patience is 5 s for one server, two tries; then nobody answers."""
-
-_RESERVED: Final = Path("/proc/sys/net/ipv4/ip_local_reserved_ports")
-"""Ports that the kernel gives to no outgoing connection."""
 
 _MAX_RUNNING: Final = 8
 """Helpers at one time; the others wait their turn."""
@@ -176,45 +172,3 @@ class Lookups:
     def _answer(self, host: str, found: dict[str, Any] | None) -> None:
         for (_, port), answered in self._asking.pop(host).items():
             answered(addresses_message(host, port, found))
-
-
-def port_holder(port: int) -> dict[str, object]:
-    """Return who holds a local TCP port, as far as we may know. Blocks: for a helper.
-
-    The answer is what ``advice.port_trouble`` wants, but for the port.
-    """
-    who, listens = _find_holder(port)
-    reserved = ""
-    with suppress(OSError):
-        reserved = _RESERVED.read_text().strip()
-    return {"holder": who, "listens": listens, "reserved": reserved}
-
-
-def _find_holder(port: int) -> tuple[str, bool]:
-    import psutil  # the child has it from the monitor
-
-    best = ""
-    for connection in psutil.net_connections("tcp"):
-        if not connection.laddr or connection.laddr.port != port:
-            continue
-        if connection.status == psutil.CONN_TIME_WAIT:  # stands in no listener's way
-            continue
-        who = _process_name(connection.pid)
-        if connection.status == psutil.CONN_LISTEN:
-            return f"{who} listens on it", True
-        if connection.raddr:
-            there = f"{connection.raddr.ip} port {connection.raddr.port}"
-            best = f"an outgoing connection of {who} to {there} holds it"
-        else:
-            best = best or f"{who} holds it"
-    return best, False
-
-
-def _process_name(pid: int | None) -> str:
-    import psutil
-
-    if pid is None:
-        return "a process we may not see"
-    with suppress(psutil.Error):
-        return f"{psutil.Process(pid).name()[:40]} (process {pid})"
-    return f"process {pid}"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tunneltcp.control.context import AllowedNetworks
 from tunneltcp.control.counters import Counter, LinkState
+from tunneltcp.master.holders import PortHolders
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,6 +59,10 @@ class Surroundings:
     """All mappings of counters, for a child to let go of."""
     generation: int = 1
     """Which image of this process we are: each upgrade makes one more."""
+    holders: PortHolders = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.holders = PortHolders(self.loop, self.helpers)
 
     def others_up(self, counters: memoryview) -> bool:
         """Whether a tunnel but that of ``counters`` has its link: then the server is there."""

@@ -15,7 +15,6 @@ from tunneltcp.advice import port_trouble
 from tunneltcp.config.plain import tunnel_from_plain
 from tunneltcp.control.counters import Counter, LinkState
 from tunneltcp.master.channel import WorkerChannel
-from tunneltcp.master.helpers import port_holder
 from tunneltcp.master.launch import launch
 from tunneltcp.master.messages import (
     Answer,
@@ -129,7 +128,7 @@ class Tunnel(TunnelState):
             if not self.reason.startswith(str(busy)):
                 self.reason = str(busy)
             if busy.in_use:
-                self._around.helpers.run(lambda: port_holder(port), self._on_holder)
+                self._around.holders.ask(port, self._on_holder)
             else:
                 self.report.blocked(self.reason)
             return False

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ import pytest
 
 from tests.support.leaks import Snapshot
 from tests.support.ports import free_port
+from tunneltcp.master import holders
 from tunneltcp.master.children import Children
-from tunneltcp.master.helpers import Helpers, Lookups, port_holder
+from tunneltcp.master.helpers import Helpers, Lookups
+from tunneltcp.master.holders import PortHolders, port_holders
 from tunneltcp.net.loop import Loop
 from tunneltcp.net.names import look_up
 
@@ -118,17 +122,67 @@ def test_names_that_do_not_exist():
         assert look_up(name)["error"]
 
 
+def holder(port: int) -> dict[str, Any]:
+    found = port_holders([port])
+    mine: dict[str, Any] = found["ports"][str(port)]
+    return mine | {"reserved": found["reserved"]}
+
+
 def test_who_holds_a_port():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        found = port_holder(port)
-        assert f"(process {os.getpid()}) listens on it" in str(found["holder"])
+        found = holder(port)
+        assert f"(process {os.getpid()}) listens on it" in found["holder"]
         assert found["listens"] is True
         reserved = Path("/proc/sys/net/ipv4/ip_local_reserved_ports").read_text().strip()
         assert found["reserved"] == reserved
         with socket.create_connection(("127.0.0.1", port)) as outgoing:
             mine = outgoing.getsockname()[1]
-            found = port_holder(mine)
-            assert str(found["holder"]).endswith(f"to 127.0.0.1 port {port} holds it")
+            found = holder(mine)
+            assert found["holder"].endswith(f"to 127.0.0.1 port {port} holds it")
             assert found["listens"] is False
-    assert port_holder(free_port())["holder"] == ""
+    assert holder(free_port())["holder"] == ""
+
+
+@pytest.fixture
+def looks(bench, monkeypatch):
+    """Holders that look twice a second; and the ports of each look."""
+    monkeypatch.setattr(holders, "LOOK_SECONDS", 0.5)
+    helpers = Helpers(bench.loop, bench.children)
+    run, seen = helpers.run, []
+
+    def note(work, answered):
+        seen.append(work)
+        run(work, answered)
+
+    monkeypatch.setattr(helpers, "run", note)
+    yield PortHolders(bench.loop, helpers), seen
+    helpers.close()
+
+
+def test_one_look_serves_all_whose_port_is_busy(bench, looks):
+    asked, seen = looks
+    got: dict[int, Any] = {}
+    with ExitStack() as stack:
+        for _ in range(3):
+            server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            port = server.getsockname()[1]
+            asked.ask(port, partial(got.__setitem__, port))
+        begun = bench.loop.now
+        bench.turn_until(lambda: len(got) == 3)
+        assert all("listens on it" in found["holder"] for found in got.values())
+        assert len(seen) == 1
+        again: list[Any] = []
+        asked.ask(next(iter(got)), again.append)
+        bench.turn_until(lambda: bool(again))
+    assert bench.loop.now - begun >= 0.5, "nobody has it look all the time"
+    assert len(seen) == 2
+
+
+def test_a_look_that_fails_is_an_answer_too(bench, looks, monkeypatch):
+    monkeypatch.setattr(holders, "port_holders", lambda _ports: 1 / 0)
+    asked, _ = looks
+    got: list[Any] = []
+    asked.ask(7, got.append)
+    bench.turn_until(lambda: bool(got))
+    assert got == [None]
