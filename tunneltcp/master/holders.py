@@ -43,7 +43,8 @@ class PortHolders:
         self._helpers = helpers
         self._asking: dict[int, Callable[[Holder | None], None]] = {}
         self._not_before = 0.0
-        self._is_planned = False
+        self._is_at_it = False
+        """A look is planned, or under way: there is one at a time."""
 
     def ask(self, port: int, answered: Callable[[Holder | None], None]) -> None:
         """Call ``answered`` with what the next look finds, once; None if that fails.
@@ -54,24 +55,24 @@ class PortHolders:
         self._plan()
 
     def _plan(self) -> None:
-        if self._asking and not self._is_planned:
-            self._is_planned = True
+        if self._asking and not self._is_at_it:
+            self._is_at_it = True
             when = max(self._not_before, self._loop.now + _GATHER_SECONDS)
             self._loop.call_at(when, self._look)
 
     def _look(self) -> None:
-        self._is_planned = False
         self._not_before = self._loop.now + LOOK_SECONDS
         ports = list(self._asking)[:_MAX_PORTS]
         asking = [(str(port), self._asking.pop(port)) for port in ports]
         self._helpers.run(lambda: port_holders(ports), partial(self._answer, asking))
-        self._plan()
 
-    @staticmethod
     def _answer(
+        self,
         asking: list[tuple[str, Callable[[Holder | None], None]]],
         found: dict[str, Any] | None,
     ) -> None:
+        self._is_at_it = False
+        self._plan()
         for port, answered in asking:
             answered(found["ports"][port] | {"reserved": found["reserved"]} if found else None)
 
