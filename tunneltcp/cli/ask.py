@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pwd
 import socket
+import struct
 import sys
 import time
 from contextlib import suppress
@@ -86,10 +87,11 @@ def instance_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def ask_all(
-    request: dict[str, Any], instance: str | None, run_dir: Path | None
+    request: dict[str, Any], instance: str | None, run_dir: Path | None, *, own: bool = False
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Ask all masters that are meant; return their answers, and what kept others from it.
 
+    With ``own`` only those of this very user are believed: see :func:`ask`.
     Leaves with :attr:`ExitCode.USAGE` where ``instance`` cannot be a name.
     """
     if instance is not None and (problem := instance_problem(instance)):
@@ -98,7 +100,7 @@ def ask_all(
     answers, problems = [], []
     for folder in found.folders:
         try:
-            answers.append(ask(folder, request) | {"run_dir": str(folder)})
+            answers.append(ask(folder, request, own=own) | {"run_dir": str(folder)})
         except TunnelError as error:
             problems.append(str(error))
     if not answers and not problems:
@@ -153,9 +155,16 @@ def _is_mine(folder: Path) -> bool:
 
 
 def ask(
-    run_folder: Path, request: dict[str, Any], seconds: float = _ANSWER_SECONDS
+    run_folder: Path,
+    request: dict[str, Any],
+    seconds: float = _ANSWER_SECONDS,
+    *,
+    own: bool = False,
 ) -> dict[str, Any]:
     """Ask the master in a run folder; ``seconds`` bounds all of it.
+
+    Root may ask everybody's, and anybody may play a master in a folder of his own. ``own`` is
+    for those whose word decides which token is used: who answers must be this very user.
 
     Raises:
         NotRunning: If there is none.
@@ -172,6 +181,9 @@ def ask(
             deadline = time.monotonic() + seconds
             connection.settimeout(seconds)
             connection.connect(address)
+            if own and _peer_uid(connection) != os.geteuid():
+                text = "is not run by this user; --run-dir asks it all the same"
+                raise NotAllowed(f"the master in {run_folder} {text}")
             connection.sendall(encode_frame(request))
             return _receive(connection, deadline)
     except PermissionError as error:
@@ -182,6 +194,12 @@ def ask(
         raise TunnelError(f"the master in {run_folder} hung up") from error
     except (OSError, ControlChannelError) as error:
         raise TunnelError(f"the master in {run_folder} does not answer: {error}") from error
+
+
+def _peer_uid(connection: socket.socket) -> int:
+    """Return who listens at the other end: the kernel noted it when he began to."""
+    packed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return int(struct.unpack("iii", packed)[1])
 
 
 def _receive(connection: socket.socket, deadline: float) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def servers_here() -> list[Path]:
     states: list[Path] = []
     for folder in find_run_folders(None, None).folders[:_MAX_MASTERS]:
         with suppress(TunnelError, OSError):
-            status = ask(folder, {"op": "status"}, _SECONDS)
+            status = ask(folder, {"op": "status"}, _SECONDS, own=True)
             if status["role"] == "server":
                 states.append(Path(status["state_dir"]))
     with suppress(ConfigError):

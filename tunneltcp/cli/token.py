@@ -139,7 +139,8 @@ def _running(
     instance: str | None, run_dir: Path | None
 ) -> tuple[dict[str, Any] | None, list[str]]:
     """Return the status of the server that is meant, if one runs; or what was wrong."""
-    answers, problems = ask_all({"op": "status"}, instance, run_dir)
+    # Where none is named, nobody else's is believed: root would use what a stranger says.
+    answers, problems = ask_all({"op": "status"}, instance, run_dir, own=run_dir is None)
     servers = [answer for answer in answers if answer["role"] == "server"]
     if len(servers) > 1:
         names = [f"  --run-dir {answer['run_dir']}" for answer in servers]

@@ -38,14 +38,17 @@ def a_status(*tunnels, instance="web", **values):
 class ScriptedMaster:
     """Answers each kind of request with the next of its answers, the last again and again."""
 
-    def __init__(self, folder: Path, answers: dict[str, list[Any]]) -> None:
+    def __init__(self, folder: Path, answers: dict[str, list[Any]], user: int = -1) -> None:
         folder.mkdir(parents=True)
         self.folder = folder
         self._heard = folder / "heard"
         self._heard.touch()
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(folder / "control.sock"))
+        if user >= 0:  # the kernel notes now who it is that answers
+            os.seteuid(user)
         listener.listen()
+        os.seteuid(os.getuid())
         self._pid = os.fork()  # noqa: TID251 - somebody else has to answer
         if self._pid == 0:
             try:
@@ -102,9 +105,9 @@ def script_master(base):
     """Start scripted masters; the name of each is its instance."""
     running = []
 
-    def start(name="web", **answers):
+    def start(name="web", user=-1, **answers):
         answers.setdefault("status", [a_status(instance=name)])
-        running.append(ScriptedMaster(base / name, answers))
+        running.append(ScriptedMaster(base / name, answers, user))
         return running[-1]
 
     yield start
