@@ -119,7 +119,9 @@ def _retire(outer: tuple[Any, ...], /, **options: Any) -> None:  # noqa: ANN401 
         fail(ExitCode.CRASH, list(error.problems))
     # Told in any case: the last time it may not have been.
     _tell(server)
-    if was_there:
+    if was_there and server.run is None:
+        print(f"the old token was removed from {server.state}")
+    elif was_there:
         print(f'server "{server.name}": the old token is not good any more')
     else:
         print(f'server "{server.name}" has one token; there was no old one')
@@ -136,12 +138,15 @@ def _options(outer: tuple[Any, ...], inner: dict[str, Any]) -> tuple[Any, Any, A
 
 
 def _running(
-    instance: str | None, run_dir: Path | None
+    instance: str | None, run_dir: Path | None, state_dir: Path | None = None
 ) -> tuple[dict[str, Any] | None, list[str]]:
     """Return the status of the server that is meant, if one runs; or what was wrong."""
     # Where none is named, nobody else's is believed: root would use what a stranger says.
     answers, problems = ask_all({"op": "status"}, instance, run_dir, own=run_dir is None)
     servers = [answer for answer in answers if answer["role"] == "server"]
+    if state_dir is not None:
+        folder = state_dir.resolve()
+        servers = [one for one in servers if Path(one["state_dir"]).resolve() == folder]
     if len(servers) > 1:
         names = [f"  --run-dir {answer['run_dir']}" for answer in servers]
         fail(ExitCode.USAGE, ["several servers run here; say which one:", *names])
@@ -174,9 +179,7 @@ def _print_client(name: str, instance: str | None, run_dir: Path | None) -> None
 
 def _find(instance: str | None, run_dir: Path | None, state_dir: Path | None) -> _Server:
     """Return the server that is meant; leave if its token is not its own."""
-    if state_dir is not None and run_dir is None:
-        return _at_rest(instance or "server", state_dir)
-    answer, problems = _running(instance, run_dir)
+    answer, problems = _running(instance, run_dir, state_dir)
     if answer is not None:
         if answer["token"] != str(OWN_TOKEN):
             text = f'the token of server "{answer["instance"]}" is in {answer["token"]}'
@@ -191,6 +194,8 @@ def _find(instance: str | None, run_dir: Path | None, state_dir: Path | None) ->
         )
     if run_dir is not None:
         fail(ExitCode.CRASH, problems or [f"no server runs in {run_dir}"])
+    if state_dir is not None:
+        return _at_rest(instance or "server", state_dir)
     try:
         return _at_rest(instance or "server", state_base() / (instance or "server"))
     except ConfigError as error:
@@ -215,7 +220,9 @@ def _tokens(server: _Server) -> list[str]:
 def _tell(server: _Server) -> None:
     """Have the master take what lies there now."""
     if server.run is None:
-        print("tunneltcp: it does not run; it takes this when it starts", file=sys.stderr)
+        text = "no server that runs in the usual place has this folder: it takes this when it"
+        text += " starts. One with a --run-dir of its own is told if you say that too"
+        print(f"tunneltcp: {text}", file=sys.stderr)
         return
     try:
         ask(server.run, {"op": "reload-tokens"})

@@ -61,3 +61,32 @@ class TestWhoPlaysAServer:
         script_master(status=[a_server(state)])
         assert run().stdout.split() == token_files.own_tokens(state)
         assert servers_here() == [state, home / "server"]
+
+
+class TestAServerNamedByItsStateFolder:
+    def test_that_runs_is_told(self, script_master, state):
+        master = script_master(status=[a_server(state)], **{"reload-tokens": [{"tunnels": 1}]})
+        assert run("rotate", "--state-dir", state).stderr == ""
+        done = run("retire", "--state-dir", state)
+        assert (done.exit_code, done.stderr) == (0, "")
+        assert done.stdout == 'server "web": the old token is not good any more\n'
+        assert master.heard() == [{"op": "reload-tokens"}] * 2
+
+    def test_that_is_not_found_is_not_said_to_know(self, script_master, state, tmp_path):
+        other = script_master(status=[a_server(tmp_path / "other")])
+        token_files.rotate_token(state)
+        done = run("retire", "--state-dir", state)
+        assert done.exit_code == 0
+        assert done.stdout == f"the old token was removed from {state}\n"
+        assert "it takes this when it starts" in done.stderr
+        assert other.heard() == []
+
+    def test_with_a_run_folder_of_its_own_is_named_by_both(self, script_master, base, state):
+        (base / "elsewhere").mkdir()
+        master = script_master(
+            "elsewhere/web", status=[a_server(state)], **{"reload-tokens": [{"tunnels": 1}]}
+        )
+        assert run("rotate", "--state-dir", state).stderr != ""
+        words = ("--state-dir", state, "--run-dir", master.folder)
+        assert run("retire", *words).stderr == ""
+        assert len(master.heard()) == 1
