@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
+    "RELOAD_SECONDS",
     "NotAllowed",
     "NotRunning",
     "Refused",
@@ -42,6 +43,9 @@ __all__ = [
     "find_run_folders",
     "instance_options",
 ]
+
+RELOAD_SECONDS: Final = 60.0
+"""For what a master has to read first: a disk, or a name service, may be slow."""
 
 _ANSWER_SECONDS: Final = 5.0
 """A master answers in milliseconds; one that does not in this time hangs."""

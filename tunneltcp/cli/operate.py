@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import orjson
 
-from tunneltcp.cli.ask import Refused, ask, fail, instance_options
+from tunneltcp.cli.ask import RELOAD_SECONDS, Refused, ask, fail, instance_options
 from tunneltcp.cli.masters import find_master, find_tunnel, port_argument
 from tunneltcp.cli.pause import pause
 from tunneltcp.errors import ExitCode, TunnelError
@@ -40,9 +40,6 @@ _START_SECONDS: Final = 15.0
 
 _STOP_SECONDS: Final = 3610.0
 """The longest ``drain`` a config may have, and some seconds to end what is left."""
-
-_RELOAD_SECONDS: Final = 60.0
-"""500 tunnels that go or come take some seconds on a small machine."""
 
 _LOOK_SECONDS: Final = 0.05
 """A worker is there after some 20 ms."""
@@ -143,7 +140,7 @@ def reload_command(as_json: bool, instance: str | None, run_dir: Path | None) ->
     """
     master = find_master(instance, run_dir)
     try:
-        answer = ask(master.folder, {"op": "reload"}, _RELOAD_SECONDS)
+        answer = ask(master.folder, {"op": "reload"}, RELOAD_SECONDS)
     except Refused as error:
         if as_json:
             _print_json(**error.answer)

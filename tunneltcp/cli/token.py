@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tunneltcp.cli.ask import ask, ask_all, fail, instance_options
+from tunneltcp.cli.ask import RELOAD_SECONDS, ask, ask_all, fail, instance_options
 from tunneltcp.config.fields import shown
 from tunneltcp.config.state import state_base
 from tunneltcp.config.token_files import own_tokens, retire_token, rotate_token
@@ -225,6 +225,6 @@ def _tell(server: _Server) -> None:
         print(f"tunneltcp: {text}", file=sys.stderr)
         return
     try:
-        ask(server.run, {"op": "reload-tokens"})
+        ask(server.run, {"op": "reload-tokens"}, RELOAD_SECONDS)
     except TunnelError as error:
         fail(ExitCode.CRASH, [f"the server does not take it: {error}"])

@@ -32,7 +32,11 @@ _MAX_CONNECTIONS: Final = 16
 """People and scripts that ask at one time."""
 
 _DEADLINE_SECONDS: Final = 5.0
-"""From connecting to the last byte of the answer."""
+"""From connecting to the last byte of the request, and for taking the answer."""
+
+_ANSWER_SECONDS: Final = 60.0
+"""For an answer that is not there at once. A reload reads the config and then the tokens, 10 s
+each at most; it may have to wait for another one, and for names that are looked up."""
 
 _MAX_REQUEST_BYTES: Final = 64 * 1024
 _PAUSE_SECONDS: Final = 1.0
@@ -158,6 +162,8 @@ class _Connection:
         self._socket = connection
         self._answer = answer
         self._is_asking = False
+        self._is_late = False
+        """Whether the answer was not there at once."""
         self._closed = closed
         self._decoder = FrameDecoder()
         self._output = bytearray()
@@ -172,6 +178,10 @@ class _Connection:
         self._loop.unregister(self._socket.fileno())
         self._socket.close()
         self._closed(self)
+
+    def _set_deadline(self, seconds: float) -> None:
+        self._deadline.cancel()
+        self._deadline = self._loop.call_later(seconds, self.close)
 
     def _on_events(self, events: int) -> None:
         try:
@@ -194,6 +204,9 @@ class _Connection:
                 raise ControlChannelError("asked again before the answer was taken")
             self._is_asking = True
             self._answer(request, self._reply)
+            if self._is_asking:
+                self._is_late = True
+                self._set_deadline(_ANSWER_SECONDS)
         if self._decoder.buffered_bytes > _MAX_REQUEST_BYTES:
             raise ControlChannelError("a request is too long")
 
@@ -202,6 +215,9 @@ class _Connection:
         self._is_asking = False
         if self._socket.fileno() < 0:
             return
+        if self._is_late:
+            self._is_late = False
+            self._set_deadline(_DEADLINE_SECONDS)
         try:
             self._output += encode_frame(answer)
         except ControlChannelError as error:

@@ -148,6 +148,28 @@ def test_one_who_never_asks_and_one_who_never_reads_go_after_five_seconds(bench)
     assert bench.control._connections == set()
 
 
+def test_who_asked_for_what_takes_long_is_answered_when_it_is_done(bench):
+    """A reload that reads a slow disk: it was done, and said to have failed."""
+    patient = bench.connect()
+    patient.send(encode_frame({"op": "later"}))
+    bench.turn()
+    answer = bench.respond
+    bench.pass_time(59)
+    answer({"added": []})
+    assert FrameDecoder().feed(patient.recv(1000)) == [{"added": []}]
+    bench.pass_time(5.1)
+    assert is_closed(patient)
+
+
+def test_who_asked_for_what_never_comes_goes_after_a_minute(bench):
+    asking = bench.connect()
+    asking.send(encode_frame({"op": "later"}))
+    bench.turn()
+    bench.pass_time(60.1)
+    assert is_closed(asking)
+    bench.respond({"too": "late"})
+
+
 def test_the_seventeenth_is_refused_and_comes_in_later(bench):
     first = [bench.connect() for _ in range(16)]
     assert is_closed(bench.connect())
