@@ -157,8 +157,12 @@ def reload_command(as_json: bool, instance: str | None, run_dir: Path | None) ->
         if answer[what]
     ]
     count = answer["unchanged"]
-    rest = f"{count} unchanged" if parts else f"nothing is different, {count} tunnels"
-    print(f"{master.name}: reloaded: {'; '.join([*parts, rest])}")
+    if not parts:
+        # A master of the version before does not say whether there is something else.
+        what = "other settings" if answer.get("different", True) else "nothing is different"
+        print(f"{master.name}: reloaded: {what}; all tunnels keep their processes")
+        return
+    print(f"{master.name}: reloaded: {'; '.join(parts)}; {count} unchanged")
 
 
 @click.command("kick")

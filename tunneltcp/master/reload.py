@@ -37,6 +37,10 @@ _CONFIG: Final = "config"
 _TOKENS: Final = "tokens"
 
 
+_WITHOUT: Final = {True: "other settings, no new processes", False: "nothing is different"}
+"""Told where no tunnel comes, goes or has a new process, by whether the config differs."""
+
+
 class Reloader:
     """Does what "reload" and "reload-tokens" ask for."""
 
@@ -148,6 +152,7 @@ class Reloader:
         except OSError as error:
             new.close()
             return _refused([f"out of resources: {error.strerror}"])
+        is_other = config != self._master.config
         self._secrets.take(new)
         self._master.take_config(config)
         tunnels.apply(changes, added)
@@ -161,9 +166,10 @@ class Reloader:
             "removed": list(changes.removed),
             "changed": [tunnel.remote_port for tunnel in changes.changed],
             "unchanged": len(changes.unchanged),
+            "different": is_other,
         }
         told = (f"{word} {ranges(ports)}" for word, ports in answer.items() if _some(ports))
-        logger.info("config read again: {}", "; ".join(told) or "no tunnel is concerned")
+        logger.info("config read again: {}", "; ".join(told) or _WITHOUT[is_other])
         return answer
 
     def _give_certificate(self, port: int) -> None:

@@ -133,8 +133,10 @@ def test_start_and_stop_as_json(script_master):
          "web: reloaded: added 60004-60005; changed 60002; 2 unchanged\n"),
         ({"added": [], "removed": [60001], "changed": [], "unchanged": 0},
          "web: reloaded: removed 60001; 0 unchanged\n"),
-        ({"added": [], "removed": [], "changed": [], "unchanged": 3},
-         "web: reloaded: nothing is different, 3 tunnels\n"),
+        ({"added": [], "removed": [], "changed": [], "unchanged": 3, "different": False},
+         "web: reloaded: nothing is different; all tunnels keep their processes\n"),
+        ({"added": [], "removed": [], "changed": [], "unchanged": 3, "different": True},
+         "web: reloaded: other settings; all tunnels keep their processes\n"),
     ],
 )  # fmt: skip
 def test_reload(script_master, answer, said):

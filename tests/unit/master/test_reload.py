@@ -67,6 +67,7 @@ def test_what_is_new_comes_what_is_not_there_goes_and_the_others_keep_their_pids
     before = pids(master)
     file.write((new, {}), (kept, {}))
     answer = master.ask("reload")
+    assert answer.pop("different")
     assert answer == {"added": [new], "removed": [gone], "changed": [], "unchanged": 1}
     assert refuses(gone)
     pid = master.wait_port(new, "running")["pid"]
@@ -98,7 +99,7 @@ def test_settings_of_the_master_replace_no_worker(file, settings):
     before = pids(master)
     file.write((one, {"name": "good-other"}), **settings)
     answer = master.ask("reload")
-    assert (answer["changed"], answer["unchanged"]) == ([], 1)
+    assert (answer["changed"], answer["unchanged"], answer["different"]) == ([], 1, True)
     assert pids(master) == before
     assert master.at(one)["name"] == "good-other"
 
@@ -294,7 +295,10 @@ def test_another_log_format_counts_at_once_for_the_master(file):
     file.write((one, {}), log_format="json")
     master.ask("reload")
     last = master.log().splitlines()[-1]
-    assert orjson.loads(last)["message"] == "config read again: no tunnel is concerned"
+    assert orjson.loads(last)["message"] == "config read again: other settings, no new processes"
+    assert not master.ask("reload")["different"]
+    last = master.log().splitlines()[-1]
+    assert orjson.loads(last)["message"] == "config read again: nothing is different"
 
 
 class TestCompare:
