@@ -11,6 +11,7 @@ import os
 import shlex
 from typing import TYPE_CHECKING, Final
 
+from tunneltcp.config.tokens import OWN_TOKEN
 from tunneltcp.control.context import Role
 from tunneltcp.log import write_if_room
 from tunneltcp.master.folders import run_base
@@ -98,10 +99,24 @@ def _server_lines(master: Master, file: Path | None) -> list[str]:
         host, where = specific[0], "where your apps are"
     if not lines:
         login = f"  login  tunneltcp login {_bracketed(host)}{_login_port(master)}"
-        option = " --client NAME" if master.config.clients else ""
-        lines = [f'{login}   (once, {where}; "tunneltcp token{option}" prints the token)']
+        login += _tls_option(master.config)
+        lines = [f"{login}   (once, {where}; {_token_words(master.config)})"]
         where = "then, there"
     return [*lines, f"  next   {_client_command(master.config, file, host)}   ({where})"]
+
+
+def _token_words(config: Config) -> str:
+    """Say how to have the token; one that is kept elsewhere is not printed."""
+    if config.clients:
+        return '"tunneltcp token --client NAME" prints the token'
+    if config.token != OWN_TOKEN:
+        return f"the token is in {config.token}"
+    return '"tunneltcp token" prints the token'
+
+
+def _tls_option(config: Config) -> str:
+    """Return what a command without a config needs to speak as this server does."""
+    return "" if config.tls else " --no-tls"
 
 
 def _login_port(master: Master) -> str:
@@ -116,7 +131,9 @@ def _client_command(config: Config, file: Path | None, host: str) -> str:
         return f"tunneltcp client {shlex.quote(str(file))} --server {host}"
     first = config.tunnels[0]
     local = first.local_port or 8000
-    return f"tunneltcp expose {local} --to {_bracketed(host)}:{first.remote_port}"
+    options = " --auth none" if config.auth == "none" else ""
+    options += _tls_option(config)
+    return f"tunneltcp expose {local} --to {_bracketed(host)}:{first.remote_port}{options}"
 
 
 def _which(master: Master) -> str:

@@ -10,6 +10,7 @@ import pytest
 
 from tunneltcp.cli.announce import announce, announcement
 from tunneltcp.config.model import Config, TunnelConfig
+from tunneltcp.config.tokens import TokenPlace
 from tunneltcp.control.context import Role
 from tunneltcp.master.folders import run_base
 from tunneltcp.master.process import ProcessState
@@ -63,6 +64,37 @@ def test_a_server_that_only_this_machine_reaches():
         "  note   only this machine can reach it; --bind '*' opens it to others",
         "  next   tunneltcp expose 8000 --to 127.0.0.1:60001   (on this machine)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "login", "expose"),
+    [
+        ({"tls": False}, "HOST --no-tls   (once", "HOST:60001 --no-tls   (then"),
+        ({"auth": "none"}, None, "127.0.0.1:60001 --auth none   (on"),
+        ({"auth": "none", "tls": False}, None, "127.0.0.1:60001 --auth none --no-tls   (on"),
+        (
+            {"auth": "none", "bind": ("::1",)},
+            None,
+            "[::1]:60001 --auth none   (on this machine",
+        ),
+    ],
+)
+def test_the_commands_speak_as_this_server_does(settings, login, expose):
+    """As they were, they failed: "only one wants TLS", "there is no token"."""
+    lines = announcement(master_of(UP, **settings), None)
+    assert f"  next   tunneltcp expose 8000 --to {expose}" in lines[-1]
+    logins = [line for line in lines if line.startswith("  login")]
+    assert bool(logins) == bool(login)
+    assert not login or f"tunneltcp login {login}" in logins[0]
+    assert len(lines) <= 6
+
+
+@pytest.mark.parametrize("kind", ["file", "config", "variable"])
+def test_a_token_from_elsewhere_is_not_said_to_be_printed(kind):
+    place = TokenPlace(kind=kind, where="/x")
+    lines = announcement(master_of(UP, token=place), None)
+    assert f"the token is in {place})" in lines[4]
+    assert "prints" not in "".join(lines)
 
 
 @pytest.mark.parametrize(

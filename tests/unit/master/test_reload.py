@@ -295,7 +295,9 @@ def test_another_log_format_counts_at_once_for_the_master(file):
     file.write((one, {}), log_format="json")
     master.ask("reload")
     last = master.log().splitlines()[-1]
-    assert orjson.loads(last)["message"] == "config read again: other settings, no new processes"
+    assert (
+        orjson.loads(last)["message"] == "config read again: other settings, no new processes"
+    )
     assert not master.ask("reload")["different"]
     last = master.log().splitlines()[-1]
     assert orjson.loads(last)["message"] == "config read again: nothing is different"
