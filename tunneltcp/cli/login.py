@@ -11,7 +11,8 @@ import click
 
 from tunneltcp.cli.expose import parse_server
 from tunneltcp.cli.prove import prove
-from tunneltcp.config.token_files import keep_login
+from tunneltcp.config.state import state_base
+from tunneltcp.config.token_files import find_login, keep_login
 from tunneltcp.config.tokens import OWN_TOKEN, token_problem
 from tunneltcp.control.privileges import protect_process
 from tunneltcp.errors import ConfigError, ExitCode
@@ -64,7 +65,7 @@ def login_command(server: str, no_tls: bool, no_check: bool, state_dir: Path | N
         _fail(ExitCode.USAGE, error.problems)
     how = "not checked" if no_check else "the server has the same one"
     print(f"the token for {host} is kept in {path} ({how})")
-    _tell_clients(host)
+    _tell_clients(host, path)
 
 
 def _hint(port: int) -> str:
@@ -74,6 +75,8 @@ def _hint(port: int) -> str:
 
 
 def _ask(host: str) -> str:
+    if sys.stdin is None:  # closed by who started us
+        return ""
     if not sys.stdin.isatty():
         return sys.stdin.read(_MAX_INPUT).strip()
     try:
@@ -84,19 +87,28 @@ def _ask(host: str) -> str:
     return answer.strip()
 
 
-def _tell_clients(host: str) -> None:
-    """Have clients that run here take it; who is not ours or does not answer, does not."""
+def _tell_clients(host: str, path: Path) -> None:
+    """Have clients that run here take it; who is not ours or does not answer, does not.
+
+    One that finds a token in its own state folder, or looks for it elsewhere, goes on as it is.
+    """
     if sys.platform == "linux":
-        from tunneltcp.cli.ask import ask, find_run_folders
+        from tunneltcp.cli.ask import RELOAD_SECONDS, ask, find_run_folders
         from tunneltcp.errors import TunnelError
 
         for folder in find_run_folders(None, None).folders[:_MAX_MASTERS]:
             with suppress(TunnelError, OSError):
-                status = ask(folder, {"op": "status"}, _ANSWER_SECONDS)
+                status = ask(folder, {"op": "status"}, _ANSWER_SECONDS, own=True)
                 own = status.get("token") == str(OWN_TOKEN) and status.get("server") == host
-                if status["role"] == "client" and own:
-                    ask(folder, {"op": "reload-tokens"})
-                    print(f'client "{status["instance"]}" uses it from now on')
+                if status["role"] != "client" or not own:
+                    continue
+                name, state = status["instance"], Path(status["state_dir"])
+                found = find_login(host, (state, state_base()))
+                if found is not None and found.samefile(path):
+                    ask(folder, {"op": "reload-tokens"}, RELOAD_SECONDS)
+                    print(f'client "{name}" uses it from now on')
+                elif found is not None:
+                    print(f'client "{name}" goes on with the one in {found}')
 
 
 def _fail(code: int, problems: Sequence[str]) -> NoReturn:
