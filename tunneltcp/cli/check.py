@@ -46,7 +46,7 @@ def check_command(file: Path, role: str | None, server: str | None, as_json: boo
     verdicts = _judge(file, cast("RoleName | None", role), server)
     fits = [verdict for verdict in verdicts if verdict.config is not None]
     if as_json:
-        print(orjson.dumps(_as_json(file, fits, verdicts)).decode())
+        print(orjson.dumps(_as_json(file, fits, verdicts), default=str).decode())  # paths
         if not fits:
             raise SystemExit(ExitCode.USAGE)
     elif fits:

@@ -127,7 +127,7 @@ def read_token(entry: fields.Fields, key: str, value: object, client: str = "") 
             entry.problem(key, problem)
         return TokenPlace(kind="config", client=client)
     match value:
-        case {"file": str(path), **rest} if path and not rest:
+        case {"file": str(path), **rest} if path and fields.is_file_name(path) and not rest:
             return TokenPlace(kind="file", where=path)
         case {"env": str(name), **rest} if name and name.isprintable() and not rest:
             return TokenPlace(kind="variable", where=name)

@@ -88,6 +88,14 @@ def host_problem(value: object) -> str:
     return ""
 
 
+def is_file_name(text: str) -> bool:
+    """Whether a text can be the name of a file: JSON may hold half a character, or a zero."""
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False
+
+
 def bind_addresses(host: object) -> tuple[str, ...]:
     """Return the literals that a ``bind`` entry stands for; none if it is wrong."""
     if host == "localhost":
@@ -171,7 +179,7 @@ class Fields:
             return None
         if not isinstance(value, str):
             self.problem(key, f"must be a path, not {kind(value)}")
-        elif not value.startswith("/") or "\0" in value:
+        elif not value.startswith("/") or not is_file_name(value):
             self.problem(key, f"{shown(value)} must be a whole path, beginning with /")
         else:
             return Path(value)

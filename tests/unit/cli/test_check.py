@@ -183,3 +183,24 @@ def test_clients_have_a_table_of_their_own_without_tokens(check):
     clients = orjson.loads(lines[0])["configs"]["server"]["clients"]
     assert [one["name"] for one in clients] == ["laptop", "desk"]
     assert clients[0]["token"][0]["kind"] == "config"
+
+
+def test_paths_in_the_json(check):
+    text = '{"ports": 60001, "cert": "/etc/a.pem", "key": "/etc/k.pem"}'
+    code, lines = check(text, "--json")
+    assert code == 0
+    assert orjson.loads(lines[0])["configs"]["server"]["cert"] == "/etc/a.pem"
+    text = '{"server": "a", "verify": "/ca", "tunnels": [{"remote_port": 1, "local_port": 2}]}'
+    assert orjson.loads(check(text, "--json")[1][0])["configs"]["client"]["verify"] == "/ca"
+
+
+@pytest.mark.parametrize("path", ["/a/\\ud800", "/a/\\u0000"])
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_a_path_that_cannot_be_one_is_a_problem(check, path, options):
+    text = f'{{"ports": 60001, "cert": "{path}", "key": "/k", "token": {{"file": "{path}"}}}}'
+    code, lines = check(text, *options)
+    assert code == 2
+    text = "\n".join(lines)
+    assert "cert: " in text
+    assert "must be a whole path" in text
+    assert "token: must be" in text
