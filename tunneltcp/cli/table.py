@@ -91,7 +91,7 @@ def _tables(answers: Answers, columns: int) -> list[RenderableType]:
     for answer in answers:
         who = f"{answer['role']} {answer['instance']}, process {answer['pid']}"
         who += f", since {answer['since'][:19]}Z, version {answer['version']}"
-        found.append(Text(who, "bold"))
+        found.append(Text(escape(who), "bold"))
         found.append(_table(answer["tunnels"], wide=columns >= _WIDE_COLUMNS))
         found += [
             Text(f"{tunnel['port']}: {escape(tunnel['reason'])}", "yellow")

@@ -78,6 +78,12 @@ def test_the_table(tmp_path):
     assert "\x1b" not in done.stdout
 
 
+def test_what_a_master_says_of_itself_stays_on_its_line(tmp_path):
+    with answering(tmp_path / "a", encode_frame(ANSWER | {"instance": "web\x1b]0;x\x07"})):
+        done = status("--run-dir", tmp_path / "a")
+    assert "server web\\x1b]0;x\\x07, process 7" in done.stdout
+
+
 @pytest.mark.parametrize("state", ["canary", "failed", "replacing"])
 def test_who_runs_older_code_is_named(tmp_path, state):
     upgrade = {"from": "0.1.0", "state": state, "left": [60001, 60002]}
