@@ -18,6 +18,7 @@ import click
 
 from tunneltcp.cli import templates
 from tunneltcp.cli.ask import fail
+from tunneltcp.config.fields import host_problem
 from tunneltcp.config.load import load_config
 from tunneltcp.config.model import DEFAULT_DRAIN_SECONDS
 from tunneltcp.errors import ConfigError, ExitCode
@@ -128,6 +129,8 @@ def _describe(
         raise ConfigError([problem])
     if role == "server" and server is not None:
         raise ConfigError(["--server is for the client, and this is the server"])
+    if server is not None and (problem := host_problem(server)):
+        raise ConfigError([f"--server: {problem}"])
     config = (file or _default_config(instance, is_users=is_users)).absolute()
     drain, user = DEFAULT_DRAIN_SECONDS, ""
     try:

@@ -188,6 +188,8 @@ def test_a_line_break_cannot_add_a_setting_to_a_unit():
     [
         (("systemd",), "Missing option '--role'"),
         (("systemd", "--role", "server", "--server", "a"), "--server is for the client"),
+        (("systemd", "--role", "client", "--server", "a b"), "--server: 'a b' is not a host"),
+        (("systemd", "--role", "client", "--server", ""), "--server: '' is not a host"),
         (("systemd", "--role", "server", "--instance", "../x"), "is not a name"),
         (("systemd", "--role", "server", "--force"), "are for --install"),
         (("supervisor", "--role", "server", "--config", "/a ;b"), "cannot be written"),
