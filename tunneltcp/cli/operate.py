@@ -41,6 +41,9 @@ _START_SECONDS: Final = 15.0
 _STOP_SECONDS: Final = 3610.0
 """The longest ``drain`` a config may have, and some seconds to end what is left."""
 
+_MAX_ID: Final = (1 << 63) - 1
+"""Of a visitor; larger numbers are none, and do not fit into a message."""
+
 _LOOK_SECONDS: Final = 0.05
 """A worker is there after some 20 ms."""
 
@@ -167,7 +170,7 @@ def reload_command(as_json: bool, instance: str | None, run_dir: Path | None) ->
 
 @click.command("kick")
 @port_argument
-@click.argument("visitor", required=False, type=click.IntRange(min=1))
+@click.argument("visitor", required=False, type=click.IntRange(1, _MAX_ID))
 @click.option("--address", metavar="ADDRESS", help="All visitors from this address.")
 @click.option("--all", "everybody", is_flag=True, help="All visitors of the tunnel.")
 @_json_option

@@ -196,6 +196,7 @@ def test_kicking_nobody_is_not_done_unless_all_were_meant(script_master):
         ("--all", "--address", "192.0.2.1"),
         ("--address", "a.example"),
         ("0",),
+        ("9" * 30,),
     ],
 )
 def test_whom_to_kick_must_be_plain(script_master, words):
