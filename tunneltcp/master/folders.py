@@ -106,6 +106,10 @@ def make_folders(folders: Folders) -> None:
     """
     problems = []
     for option, path in (("state", folders.state), ("run", folders.run), ("log", folders.log)):
+        if not _is_text(path):  # it could stand neither in an answer nor in a line of the log
+            named = f"folder {str(path)!a} cannot be used"
+            problems.append(f"{named}: its name is not UTF-8; see --{option}-dir")
+            continue
         try:
             if option == "run":
                 _make_private(path)
@@ -122,6 +126,13 @@ def make_folders(folders: Folders) -> None:
             problems.append(f"folder {path} cannot be used: {text}; see --{option}-dir")
     if problems:
         raise ConfigError(problems)
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        return bool(str(path).encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def make_log_folder(folders: Folders, user: str, run_as: tuple[int, int] | None) -> None:

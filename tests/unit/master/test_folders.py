@@ -81,6 +81,18 @@ def test_the_run_folder_is_ours_alone(folders):
     assert folders.run.stat().st_mode & 0o777 == 0o700
 
 
+def test_a_folder_that_no_answer_could_name_is_refused_before_anything_is_made(tmp_path):
+    odd = tmp_path / os.fsdecode(b"a\xff")
+    folders = Folders(state=odd / "s", run=odd / "r", log=odd / "l")
+    with pytest.raises(ConfigError) as caught:
+        make_folders(folders)
+    problems = caught.value.problems
+    assert [one.rpartition("--")[2] for one in problems] == ["state-dir", "run-dir", "log-dir"]
+    assert all("its name is not UTF-8" in one for one in problems)
+    assert all(one.isascii() for one in problems)
+    assert not odd.exists()
+
+
 def test_all_folders_that_cannot_be_made_are_told(tmp_path):
     (tmp_path / "file").write_text("")
     place = tmp_path / "file"
