@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import orjson
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from tunneltcp.cli.expose import Exposure
     from tunneltcp.cli.expose_token import FoundToken
 
-__all__ = ["run_many"]
+__all__ = ["MasterLog", "run_many"]
 
 STOP_SECONDS: Final = 10.0
 """Beyond the drain: then the master is killed, and its workers with it."""
@@ -103,7 +103,7 @@ class _Master:
     ) -> None:
         self._folder = folder
         self._exposure = exposure
-        self._log_offset = 0
+        self._log = MasterLog(folder / "log/master.log")
         self._kill_at = 0.0
         self._ending = False
         self._view = View(at=0.0, tunnels=())
@@ -136,6 +136,7 @@ class _Master:
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
+        self._log.close()
 
     def watch(self, display: Display) -> int:
         """Show what happens until it ends; return the exit code."""
@@ -189,19 +190,51 @@ class _Master:
 
     def _read_log(self, display: Display) -> None:
         """Say what the master logged about links and targets, and whatever is wrong."""
-        with suppress(OSError), (self._folder / "log/master.log").open("rb") as log:
-            log.seek(self._log_offset)
-            data = log.read(MAX_LOG_BYTES)
-            whole = data[: data.rfind(b"\n") + 1]
-            self._log_offset += len(whole)
-            for line in whole.splitlines():
-                with suppress(orjson.JSONDecodeError):
-                    self._say_record(display, orjson.loads(line))
+        for line in self._log.new_lines():
+            with suppress(orjson.JSONDecodeError):
+                self._say_record(display, orjson.loads(line))
 
     def _say_record(self, display: Display, record: dict[str, Any]) -> None:
         port, text = record["fields"].get("tunnel"), record["message"]
         if record["level"] in _LOUD or (port and text.startswith(("link ", "the target "))):
             display.say(record["level"], f"{port}: {text}" if port else text)
+
+
+class MasterLog:
+    """A master's log: what came since the last look, also when it was rotated meanwhile."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: BinaryIO | None = None
+        self._begun = b""
+        """The beginning of a line that is not all there yet."""
+
+    def new_lines(self) -> list[bytes]:
+        """Return whole lines; what is too much for one look comes with the next."""
+        data = self._rest()
+        with suppress(OSError):  # there is none yet, or it is being rotated
+            if len(data) < MAX_LOG_BYTES and self._is_another():
+                data += self._rest()  # what came before it was rotated
+                following = self._path.open("rb")
+                self.close()
+                self._file = following
+                data += self._rest()
+        *lines, self._begun = (self._begun + data).split(b"\n")
+        return lines
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _rest(self) -> bytes:
+        return b"" if self._file is None else self._file.read(MAX_LOG_BYTES)
+
+    def _is_another(self) -> bool:
+        if self._file is None:
+            return True
+        return not os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
 
 
 def _config(exposure: Exposure) -> dict[str, Any]:
