@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +99,9 @@ def find_token(
         if place.kind != "own":
             raise ConfigError([f"there is a token in {place}, and --auth is none"])
         place = TokenPlace(kind="none")
-    folders = (state_base(),) if state_dir is None else (state_dir, state_base())
+    folders: tuple[Path, ...] = () if state_dir is None else (state_dir,)
+    with suppress(ConfigError):  # a user without a home may say where the token is
+        folders = (*folders, state_base())
     if place.kind == "own" and (path := find_login(server, folders)) is not None:
         place = TokenPlace(kind="file", where=str(path))
     reader = TokenReader("client", folders, secrets, _servers_here)

@@ -76,13 +76,17 @@ def find_folders(
     run: Path | None = None,
     log: Path | None = None,
 ) -> Folders:
-    """Return the folders of an instance, without touching any; what is given wins."""
-    home = state_base() / instance
-    default_log = Path("/var/log/tunneltcp", instance) if os.geteuid() == 0 else home / "log"
+    """Return the folders of an instance, without touching any; what is given wins.
+
+    Raises:
+        ConfigError: If one is not given that lies below the home of a user who has none.
+    """
+    if log is None and os.geteuid() == 0:
+        log = Path("/var/log/tunneltcp", instance)
     return Folders(
-        state=(state or home).absolute(),
+        state=(state or state_base() / instance).absolute(),
         run=(run or run_base() / instance).absolute(),
-        log=(log or default_log).absolute(),
+        log=(log or state_base() / instance / "log").absolute(),
     )
 
 

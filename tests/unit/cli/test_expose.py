@@ -6,10 +6,11 @@ import pytest
 from click.testing import CliRunner
 
 from tests.support.processes import run_python
-from tunneltcp.cli import expose
+from tunneltcp.cli import expose, expose_token
 from tunneltcp.cli.elsewhere import linux_only
 from tunneltcp.cli.expose import parse_exposure
 from tunneltcp.cli.main import main
+from tunneltcp.config import token_files
 from tunneltcp.errors import ConfigError
 
 
@@ -103,6 +104,19 @@ class TestHostId:
         first = expose._host_id(tmp_path / "file")
         assert len(first) == 32
         assert expose._host_id(tmp_path / "file") != first
+
+
+def test_who_has_no_home_may_say_where_the_token_is(tmp_path, monkeypatch):
+    def homeless():
+        raise ConfigError(["there is no home folder"])
+
+    monkeypatch.setattr(expose_token, "state_base", homeless)
+    file = tmp_path / "token"
+    found = expose_token.find_token("vps", "token", file, None)
+    assert (found.place.kind, found.place.where) == ("file", str(file))
+    kept = token_files.keep_login("vps", "x" * 32, tmp_path)
+    assert expose_token.find_token("vps", "token", None, tmp_path).place.where == str(kept)
+    assert expose_token.find_token("vps", "none", None, None).place.kind == "none"
 
 
 def test_one_tunnel_loads_nothing_of_a_master():

@@ -75,6 +75,20 @@ def test_what_is_given_wins(tmp_path):
     assert found == Folders(state=tmp_path / "s", run=Path.cwd() / "r", log=tmp_path / "l")
 
 
+def test_a_user_without_a_home_needs_none_where_all_is_given(as_user, monkeypatch, tmp_path):
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+
+    def homeless():
+        raise RuntimeError("no home")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    given = {name: tmp_path / name for name in ("state", "run", "log")}
+    assert find_folders("web", **given) == Folders(**given)
+    for name in ("state", "log"):
+        with pytest.raises(ConfigError, match="there is no home folder"):
+            find_folders("web", **given | {name: None})
+
+
 def test_the_run_folder_is_ours_alone(folders):
     folders.run.mkdir(parents=True, mode=0o755)
     make_folders(folders)
