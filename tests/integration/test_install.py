@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]  # it downloads on a n
 
 
 def run(
-    *words: str, environment: dict[str, str] | None = None
+    *words: str, environment: dict[str, str] | None = None, umask: int = -1
 ) -> subprocess.CompletedProcess[str]:
     given = {k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "PYTHON"}}
     return subprocess.run(
@@ -30,6 +30,7 @@ def run(
         # Compiling takes a third of the time and changes nothing here.
         env={**given, "PIP_NO_COMPILE": "1", **(environment or {})},
         cwd="/",
+        umask=umask,
         check=False,
     )
 
@@ -63,7 +64,7 @@ def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("install") / "with a blank" / "tunneltcp"
     install_old(folder)
     (folder / "releases" / "20190101T000000.1").mkdir()
-    done = run("--prefix", str(folder))
+    done = run("--prefix", str(folder), umask=0o077)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "next   tunneltcp" in done.stdout
     assert f'export PATH="{folder}/bin:$PATH"' in done.stdout
@@ -76,6 +77,17 @@ def test_the_command_works(prefix: Path) -> None:
         [prefix / "bin/tunneltcp", "status", "--run-dir", "/nowhere"],
         capture_output=True, text=True, timeout=30, check=False,
     ).stderr  # fmt: skip
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="who is not root installs for himself")
+@pytest.mark.needs_root
+def test_what_root_installs_is_for_all_to_run_whatever_his_umask_is(prefix: Path) -> None:
+    installed = [
+        path for path in (prefix / "venv").resolve().rglob("*") if not path.is_symlink()
+    ]
+    assert installed
+    closed = [path for path in installed if path.stat().st_mode & 0o044 != 0o044]
+    assert closed == []
 
 
 def test_a_service_names_the_path_that_stays_over_upgrades(prefix: Path) -> None:
