@@ -216,6 +216,12 @@ class ProcessLife:
         for name in _HANDED:
             setattr(self, f"_{name}", before[name])
 
+    def take_drain(self, seconds: float, now: float) -> None:
+        """Know what a new config says; visitors who are seen off just now have no longer."""
+        self.drain_seconds = seconds
+        if self._drain_said and self.deadline is not None:
+            self.deadline = min(self.deadline, now + seconds + DRAIN_GRACE_SECONDS)
+
     @property
     def restarts(self) -> int:
         """Workers spawned after the first."""

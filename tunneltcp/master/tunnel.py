@@ -135,6 +135,11 @@ class Tunnel(TunnelState):
         self.report.bound()
         return True
 
+    def take_settings(self) -> None:
+        """Learn what a new config says for all tunnels."""
+        super().take_settings()
+        self._arm()
+
     # ------------------------------------------------------------ what people ask for
 
     def stop(self) -> None:

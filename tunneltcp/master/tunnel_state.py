@@ -127,6 +127,6 @@ class TunnelState:
 
     def take_settings(self) -> None:
         """Learn what a new config says for all tunnels; a port that is bound stays there."""
-        self.life.drain_seconds = self._around.drain_seconds
+        self.life.take_drain(self._around.drain_seconds, self._around.loop.now)
         if not self._listeners.fds:
             self._listeners.addresses = self._around.addresses

@@ -143,6 +143,23 @@ def test_stopping_is_drain_then_stop_then_kill():
     assert one.state is S.STOPPED
 
 
+@pytest.mark.parametrize(("seconds", "deadline"), [(2.0, 13.25), (60.0, 15.25)])
+def test_another_drain_counts_for_who_is_seen_off_if_it_is_shorter(seconds, deadline):
+    one = after((I.START, 0.0), (I.READY, 0.1), (I.STOP, 10.0))
+    one.take_drain(seconds, 11.0)
+    assert one.deadline == deadline
+    assert one.handle(I.TIME_UP, deadline) == (A.SAY_STOP,)
+    one.take_drain(0.0, deadline)
+    assert one.deadline == deadline + 1.0, "told to stop, which is another matter"
+
+
+def test_another_drain_is_for_the_next_stop_of_who_runs():
+    one = after((I.START, 0.0), (I.READY, 0.1))
+    one.take_drain(2.0, 9.0)
+    one.handle(I.STOP, 10.0)
+    assert one.deadline == 12.25
+
+
 def test_stopping_now_skips_the_drain():
     one = after((I.START, 0.0), (I.READY, 0.1), (I.STOP, 1.0))
     assert one.handle(I.STOP_NOW, 2.0) == (A.SAY_STOP,)

@@ -288,6 +288,20 @@ def test_another_drain_counts_at_once_for_those_who_run(file):
     assert master.wait_left() == 0, "its worker, which does not leave by itself, has no 60 s"
 
 
+def test_another_drain_counts_at_once_for_those_who_are_to_go(file):
+    """It had the 60 s, and a master that was to leave gave up on it and left with 1."""
+    one, other = free_ports(2)
+    file.write((one, {"name": "keep-1"}), (other, {}), drain=60)
+    master = file.start()
+    visit(one)
+    file.write((other, {}), drain=60)
+    master.ask("reload")
+    assert master.at(one)["state"] == "stopping"
+    file.write((other, {}), drain=0.5)
+    master.ask("reload")
+    wait_until(lambda: one not in pids(master))
+
+
 def test_another_log_format_counts_at_once_for_the_master(file):
     one = free_port()
     file.write((one, {}))
