@@ -27,6 +27,11 @@ __all__ = ["read_config", "read_config_later"]
 _SECONDS: Final = 10
 """For reading a file; a network file system may be slow."""
 
+_IN_VAIN: Final = (
+    f"the config could not be read: it took over {_SECONDS} s, or the process that was to do "
+    "it failed"
+)
+
 
 def read_config(load: Callable[[], Config]) -> Config:
     """Read the config and wait for it.
@@ -77,7 +82,7 @@ def _answer(fd: int, load: Callable[[], Config]) -> bool:
 
 def _taken(fd: int, done: object) -> Config:
     if done is not True:
-        raise ConfigError(["the config could not be read in time"])
+        raise ConfigError([_IN_VAIN])
     answer = orjson.loads(os.pread(fd, os.fstat(fd).st_size, 0))
     if "problems" in answer:
         raise ConfigError(answer["problems"])

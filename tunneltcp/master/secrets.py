@@ -41,7 +41,10 @@ SPARE: Final = 0
 _SECONDS: Final = 10
 """For reading some small files and making 500 certificates; a disk may be slow."""
 
-_IN_VAIN: Final = f"tokens and certificates could not be had within {_SECONDS} s"
+_IN_VAIN: Final = (
+    f"tokens and certificates could not be had: it took over {_SECONDS} s, or the process that "
+    "was to fetch them failed"
+)
 
 Fds = dict[int, int]
 """Descriptors of memfds by port."""
