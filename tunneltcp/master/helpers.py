@@ -1,7 +1,7 @@
-"""Short-lived children for what can block: names, and who holds a port (``holders.py``).
+"""Short-lived children for what can block: a name, a disk, the table of sockets.
 
-``getaddrinfo`` has no deadline and the table of sockets can be long; neither may ever
-stand in the master's loop. A helper answers through a pipe and is killed at its deadline.
+``getaddrinfo`` has no deadline, and the others can be slow; none may ever stand in the
+master's loop. A helper answers through a pipe and is killed at its deadline.
 """
 
 from __future__ import annotations
@@ -74,14 +74,20 @@ class Helpers:
         *,
         keep: Sequence[int] = (),
         run_as: tuple[int, int] | None = None,
+        at_once: bool = False,
     ) -> None:
         """Call ``answered`` later, with what ``work`` returned, or None if it failed.
 
         Of our descriptors the helper has those in ``keep``; they must stay open until then.
-        ``run_as`` is the user that it runs as; None: ours.
+        ``run_as`` is the user that it runs as; None: ours. ``at_once``: it does not wait for
+        its turn, as when somebody waits for it of whom there is one at a time.
         """
-        self._waiting.append((work, _Helper(answered, keep, run_as)))
-        self._start_waiting()
+        helper = _Helper(answered, keep, run_as)
+        if at_once:
+            self._start(work, helper)
+        else:
+            self._waiting.append((work, helper))
+            self._start_waiting()
 
     @property
     def are_idle(self) -> bool:
@@ -97,20 +103,22 @@ class Helpers:
 
     def _start_waiting(self) -> None:
         while self._waiting and len(self._running) < _MAX_RUNNING and not self._closed:
-            work, helper = self._waiting.popleft()
-            try:
-                helper.pid, helper.reader = fork_helper(
-                    work, int(self._seconds) + 1, helper.keep, helper.run_as
-                )
-            except OSError:
-                self._loop.call_later(0.0, partial(helper.answered, None))
-                continue
-            self._running.add(helper)
-            self._children.watch(helper.pid, lambda _status: None)
-            self._loop.register(helper.reader, READ, partial(self._on_readable, helper))
-            helper.deadline = self._loop.call_later(
-                self._seconds, partial(self._finish, helper)
+            self._start(*self._waiting.popleft())
+
+    def _start(self, work: Callable[[], object], helper: _Helper) -> None:
+        if self._closed:
+            return
+        try:
+            helper.pid, helper.reader = fork_helper(
+                work, int(self._seconds) + 1, helper.keep, helper.run_as
             )
+        except OSError:
+            self._loop.call_later(0.0, partial(helper.answered, None))
+            return
+        self._running.add(helper)
+        self._children.watch(helper.pid, lambda _status: None)
+        self._loop.register(helper.reader, READ, partial(self._on_readable, helper))
+        helper.deadline = self._loop.call_later(self._seconds, partial(self._finish, helper))
 
     def _on_readable(self, helper: _Helper, _events: int) -> None:
         try:

@@ -66,7 +66,7 @@ def read_config_later(
             os.close(fd)
         done(found)
 
-    helpers.run(partial(_answer, fd, load), finish, keep=(fd,))
+    helpers.run(partial(_answer, fd, load), finish, keep=(fd,), at_once=True)
 
 
 def _answer(fd: int, load: Callable[[], Config]) -> bool:

@@ -136,7 +136,8 @@ class PortSecrets:
             else:
                 done(new)
 
-        helpers.run(partial(self._fill, new, config), finish, keep=self._kept(new))
+        work = partial(self._fill, new, config)
+        helpers.run(work, finish, keep=self._kept(new), at_once=True)
 
     def take(self, new: Renewed) -> None:
         """Have these from now on, and of ports that are not among them nothing."""

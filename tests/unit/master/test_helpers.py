@@ -186,3 +186,16 @@ def test_a_look_that_fails_is_an_answer_too(bench, looks, monkeypatch):
     asked.ask(7, got.append)
     bench.turn_until(lambda: bool(got))
     assert got == [None]
+
+
+def test_what_is_at_once_does_not_wait_for_its_turn(bench):
+    """A reload waited behind names that nobody looks up."""
+    helpers = Helpers(bench.loop, bench.children, seconds=60)
+    answers: list[object] = []
+    for _ in range(20):
+        helpers.run(signal.pause, answers.append)
+    helpers.run(lambda: "read", answers.append, at_once=True)
+    bench.turn_until(lambda: answers)
+    assert answers == ["read"]
+    helpers.close()
+    bench.turn_until(lambda: not len(bench.children))
