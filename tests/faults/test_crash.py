@@ -118,10 +118,14 @@ BEHIND = {
 """Deaths between a call, the n-th, and what would have been done next."""
 
 OPENING = {
-    "server": [("workers.arrivals:Arrivals._accept", "accept", 3)],
+    "server": [
+        ("workers.arrivals:Arrivals._accept", "accept", 3),
+        ("workers.visitors:Visitors.come", "set_came", 2),
+    ],
     "client": [
         ("protocol.session:Session.receive_open", "take", 1),
-        ("workers.client:ClientWorker.on_open", "next_id", 2),
+        ("workers.visitors:Visitors.come", "set_came", 2),
+        ("workers.client:ClientWorker.on_open", "come", 2),
         ("relay.relay:TargetRelay._connect", "connect_ex", 2),
     ],
 }

@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 from contextlib import ExitStack, suppress
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import orjson
@@ -104,6 +105,32 @@ def test_fewer_visitors_by_a_reload_is_for_those_who_come(
         pair.wait_links()
         assert all(map(serves, here))
         assert not serves(stack.enter_context(connect(pair.port)))
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_visitor_is_here_since_he_came_and_not_since_the_last_death(
+    tmp_path: Path, echo: int, side: str
+) -> None:
+    tunnel = {"local_port": echo, "access_log": True}
+    with TunnelPair([tunnel], tmp_path) as pair, connect(pair.port) as visitor:
+        master: Master = getattr(pair, side)
+        assert serves(visitor)
+        came = since(master, pair.port)
+        wait_until(lambda: datetime.now(UTC) - came > timedelta(seconds=1.5))
+        for _ in range(2):
+            kill(pair, master)
+            assert serves(visitor)
+            assert abs(since(master, pair.port) - came) < timedelta(seconds=0.5)
+        visitor.close()
+        log = master.log_dir / f"tunnel-{pair.port}.access.log"
+        wait_until(lambda: log.exists() and log.read_text())
+        assert float(log.read_text().partition("seconds=")[2].split()[0]) > 1
+
+
+def since(master: Master, port: int) -> datetime:
+    """Say when the one visitor who is here came."""
+    (visitor,) = ask(master.run_dir, {"op": "who", "port": port})["visitors"]
+    return datetime.fromisoformat(visitor["since"])
 
 
 @pytest.mark.parametrize("side", SIDES)

@@ -13,8 +13,8 @@ Layout (64-bit words in the machine's own order; the memory never leaves the mac
     7  records ever used                  6  client: the visitor's address, 16 bytes in
     8  who has the session (server), or      two words; its family (4, 6; 0: not known)
        where names lead (client):            in bits 8 to 15 of the flags, its port in
-       OWNER_WORDS words, as its worker      bits 16 to 31
-       lays them out
+       OWNER_WORDS words, as its worker      bits 16 to 31; both sides: when the
+       lays them out                         visitor came, in bits 32 to 63
    40  stream that was in hand when its worker crashed, how many bytes of it had moved by
        then, and how many workers in a row crashed so: three words
 
@@ -52,6 +52,11 @@ _TWO_WORDS: Final = struct.Struct("=QQ")
 END_READ: Final = 1
 ERROR_SEEN: Final = 2
 CONFIRMED: Final = 4
+
+_CAME_SHIFT: Final = 32
+_CAME_MASK: Final = 0xFFFFFFFF
+_TICKS_A_SECOND: Final = 16
+"""32 bits of these are 8 years of a machine that is never started anew."""
 
 OWNER_WORDS: Final = 32
 """Words for who has the session: 256 bytes."""
@@ -163,6 +168,16 @@ class StreamTable:
         port = (flags >> 16 & 0xFFFF).to_bytes(2, "big")
         size = {4: 4, 6: 16}.get(family, 0)
         return bytes([family]) + host[:size] + port if size else b"\0"
+
+    def set_came(self, record: int, seconds: float) -> None:
+        """Store when a visitor came, on a clock that its worker's successor has too."""
+        ticks = min(max(1, int(seconds * _TICKS_A_SECOND)), _CAME_MASK)
+        self.words[record + FLAGS] |= ticks << _CAME_SHIFT
+
+    def came(self, record: int) -> float | None:
+        """Return what :meth:`set_came` stored, to a sixteenth of a second; None if nothing."""
+        ticks = self.words[record + FLAGS] >> _CAME_SHIFT
+        return ticks / _TICKS_A_SECOND if ticks else None
 
     @property
     def last_id(self) -> int:

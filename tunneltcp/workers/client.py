@@ -22,7 +22,6 @@ from tunneltcp.workers.known import pack_known
 from tunneltcp.workers.lookups import Lookups
 from tunneltcp.workers.pace import MAX_ATTEMPTS, dial_seconds, refused_seconds
 from tunneltcp.workers.roaming import Roaming
-from tunneltcp.workers.visitors import Visitor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from tunneltcp.protocol.messages import Refusal, Welcome
     from tunneltcp.protocol.stream import Endpoint, Stream
     from tunneltcp.workers.host import Host
+    from tunneltcp.workers.visitors import Visitor
 
 __all__ = ["ClientWorker"]
 
@@ -349,8 +349,7 @@ class ClientWorker(Worker):
             self._tell_target(errno.errorcode.get(error.errno or 0, str(error.strerror)))
             stream.reset(ResetCode.OVER_LIMIT)
             return DISCARD
-        number = self.visitors.next_id()
-        self._relays[relay] = Visitor(number, addresses, self.loop.now, relay)
+        self._relays[relay] = self.visitors.come(addresses, relay, self.memory.table, stream)
         self.counters[VISITORS] = len(self._relays)
         self.memory.table.set_address(stream.record, addresses)
         relay.start(stream)

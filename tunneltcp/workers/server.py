@@ -24,13 +24,13 @@ from tunneltcp.workers.claims import Claims
 from tunneltcp.workers.doors import FAR, FOREIGN, Doors, barred_visitor
 from tunneltcp.workers.owner import pack_owner
 from tunneltcp.workers.visitor_relay import MIN_UNDECIDED_SECONDS, VisitorRelay
-from tunneltcp.workers.visitors import Visitor
 
 if TYPE_CHECKING:
     from tunneltcp.control.context import WorkerContext
     from tunneltcp.net.loop import Timer
     from tunneltcp.protocol.stream import Endpoint, Stream
     from tunneltcp.workers.claims import Claim
+    from tunneltcp.workers.visitors import Visitor
 
 __all__ = ["ServerWorker"]
 
@@ -154,8 +154,7 @@ class ServerWorker(Worker):
             sock.close()
             self.warn("memory", "the tunnel's memory is used up: a visitor was reset")
             return
-        number = self.visitors.next_id()
-        self._relays[relay] = Visitor(number, address, self.loop.now, relay)
+        self._relays[relay] = self.visitors.come(address, relay, self.memory.table, stream)
         self.counters[VISITORS] = len(self._relays)
         relay.start(stream)
         if not can_open:

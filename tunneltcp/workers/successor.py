@@ -249,6 +249,12 @@ class _Successor(Worker):
             stream.store_cookie(0)
         return stream
 
+    def came(self, stream: Stream) -> float:
+        """Return when a visitor came, on the loop's clock; what cannot be is taken for now."""
+        now = self.loop.now
+        came = self.memory.table.came(stream.record)
+        return now if came is None else min(came, now)
+
     # ------------------------------------------------------------ what a side adds
 
     def restore(self) -> None:
@@ -291,7 +297,7 @@ class ServerSuccessor(_Successor, ServerWorker):
         else:  # it has not spoken yet
             relay = VisitorRelay(self, sock, peer)
         number = self.visitors.next_id()
-        self._relays[relay] = Visitor(number, format_address(peer), self.loop.now, relay)
+        self._relays[relay] = Visitor(number, format_address(peer), self.came(stream), relay)
         stream.endpoint = relay
         relay.go_on(stream)
 
@@ -327,7 +333,7 @@ class ClientSuccessor(_Successor, ClientWorker):
     def _register(self, relay: Relay, stream: Stream) -> None:
         address = unpack_address(self.memory.table.address(stream.record))
         number = self.visitors.next_id()
-        self._relays[relay] = Visitor(number, address, self.loop.now, relay)
+        self._relays[relay] = Visitor(number, address, self.came(stream), relay)
         stream.endpoint = relay
 
     def connect(self, stream: Stream) -> None:

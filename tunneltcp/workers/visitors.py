@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from tunneltcp.net.loop import Loop
+    from tunneltcp.protocol.stream import Stream
+    from tunneltcp.protocol.table import StreamTable
     from tunneltcp.relay.relay import Relay
 
 __all__ = ["Visitor", "Visitors", "describe_end", "find"]
@@ -83,6 +85,13 @@ class Visitors:
         """Returns the id of somebody who has just come."""
         self._looked = -_STALE_SECONDS
         self._measuring: list[Callable[[], None]] = []
+
+    def come(
+        self, came_from: object, relay: Relay, table: StreamTable, stream: Stream
+    ) -> Visitor:
+        """Return who has just come; a successor will know since when it is here."""
+        table.set_came(stream.record, self._loop.now)
+        return Visitor(self.next_id(), came_from, self._loop.now, relay)
 
     def totals(self, visitor: Visitor) -> tuple[int, int]:
         """Return the bytes from the visitor towards the target, and back."""

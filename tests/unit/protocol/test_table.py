@@ -51,6 +51,32 @@ def test_the_layout():
     assert [word(memory, 512 + index) for index in range(8)] == [0xC0FFEE, 77, 0, 0, 0, 0, 0, 0]
 
 
+def test_when_a_visitor_came_lies_beside_all_that_the_flags_say():
+    memory, table = new_table()
+    record = table.take(77, 1)
+    assert table.came(record) is None
+    table.words[record + FLAGS] |= END_READ
+    table.set_address(record, bytes([4, 192, 0, 2, 7, 0xFF, 0xFF]))
+    table.set_came(record, 1_000_000.13)
+
+    again = StreamTable(memoryview(memory))
+    assert again.came(record) == 1_000_000.125
+    assert again.address(record) == bytes([4, 192, 0, 2, 7, 0xFF, 0xFF])
+    assert again.words[record + FLAGS] & 0xFF == END_READ
+    again.give(record)
+    assert again.take(78, 1) == record
+    assert again.came(record) is None
+
+
+def test_a_visitor_may_come_as_the_clock_begins_or_after_it_has_run_out():
+    _, table = new_table()
+    early, late = table.take(1, 0), table.take(2, 0)
+    table.set_came(early, 0.0)
+    table.set_came(late, 1e12)
+    assert table.came(early) == 1 / 16
+    assert table.came(late) == (2**32 - 1) / 16
+
+
 def test_ids_begin_at_one_and_go_on_in_the_next_mapping():
     memory, table = new_table()
     assert [table.next_stream_id(), table.next_stream_id()] == [1, 2]
