@@ -101,12 +101,19 @@ def ask_all(
     if instance is not None and (problem := instance_problem(instance)):
         fail(ExitCode.USAGE, [problem])
     found = find_run_folders(instance, run_dir)
-    answers, problems = [], []
+    answers: list[dict[str, Any]] = []
+    problems: list[str] = []
+    left: list[str] = []
     for folder in found.folders:
         try:
             answers.append(ask(folder, request, own=own) | {"run_dir": str(folder)})
+        except NotRunning as error:
+            was_cut = run_dir is not None or (folder / CONTROL_SOCKET).exists()
+            (problems if was_cut else left).append(str(error))
         except TunnelError as error:
             problems.append(str(error))
+    if not answers:  # a master that stopped in order leaves its folder, and is no trouble
+        problems += left
     if not answers and not problems:
         problems = _nothing_found(instance, found)
     return answers, problems

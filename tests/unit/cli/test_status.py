@@ -146,6 +146,34 @@ def test_instances_are_found_by_name_and_all_together(tmp_path, monkeypatch):
     assert 'instance "three" is not running as user' in done.stderr
 
 
+@pytest.mark.parametrize("words", [(), ("--instance", "one")])
+def test_one_that_stopped_in_order_is_no_trouble_beside_one_that_runs(
+    tmp_path, monkeypatch, words
+):
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    for folder in (mine, other / "one"):
+        folder.mkdir(parents=True)
+    monkeypatch.setattr(cli_ask, "_bases", lambda: [mine, other])
+    with answering(mine / "one", encode_frame(ANSWER)):
+        done = status(*words)
+    assert done.exit_code == 0
+    assert not done.stderr
+    with (
+        answering(mine / "two", encode_frame(ANSWER)),
+        socket.socket(socket.AF_UNIX) as left,  # by a crash
+    ):
+        (mine / "one" / "control.sock").unlink()
+        left.bind(str(mine / "one" / "control.sock"))
+        done = status()
+    assert done.exit_code == 1
+    assert done.stderr == f"tunneltcp: no master is running in {mine / 'one'}\n"
+    (mine / "one" / "control.sock").unlink()
+    (mine / "two" / "control.sock").unlink()
+    done = status("--instance", "one")
+    assert done.exit_code == 1
+    assert f"no master is running in {mine / 'one'}" in done.stderr
+
+
 def test_a_base_of_somebody_else_is_named(tmp_path, monkeypatch):
     closed = tmp_path / "tunneltcp-9"
 
