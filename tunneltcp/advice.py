@@ -218,6 +218,7 @@ _CLAIM = {
         "tunneltcp on both sides"
     ),
     "tls": "it wants TLS and this server has none: set it alike on both sides",
+    "clear": "it does without TLS and this server does not: set it alike on both sides",
     "draining": "this server is stopping",
     "in_use": (
         "the client{name} at {holder} holds this port and is alive; stop one of the two, or "

@@ -223,7 +223,8 @@ class Claim:
         self._claims.trust(self)
         if code is not None:
             self._write(encode_refused(code))
-            self.end(claim_trouble(code.value))
+            clear = code is RefusedCode.TLS and not preface.tls
+            self.end(claim_trouble("clear" if clear else code.value))
         return code is None
 
     def _deny(self, reason: str) -> None:

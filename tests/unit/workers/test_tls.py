@@ -124,6 +124,7 @@ class TestServer:
         assert raw.refused is RefusedCode.TLS
         assert not raw.handshake.refusal.proven
         world.until(lambda: raw.end)
+        assert "it does without TLS" in server.told("warning")[0]["text"]
 
     def test_refuses_in_clear_who_says_tls_where_there_is_none(self, world):
         server = world.server()
@@ -131,6 +132,7 @@ class TestServer:
         peer = world.visitor(server.port, first)
         world.until(lambda: peer.end == "fin")
         assert orjson.loads(peer.received[2:]) == {"type": "refused", "code": "tls"}
+        assert "it wants TLS" in server.told("warning")[0]["text"]
 
     @pytest.mark.parametrize(
         "data",
