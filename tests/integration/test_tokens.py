@@ -359,6 +359,11 @@ class TestLogin:
         assert "--no-check" in done.stderr
         assert list(tmp_path.iterdir()) == []
         assert login(*where, "--no-check", token=TOKEN).returncode == 0
+        cut = login(*where, token=TOKEN[:9])
+        assert cut.returncode == 2
+        assert "shorter than 32 characters" in cut.stderr
+        assert '"tunneltcp token" prints the right one on 127.0.0.1' in cut.stderr
+        assert "make one" not in cut.stderr
         assert (tmp_path / "logins/127.0.0.1").read_text() == f"{TOKEN}\n"
 
     def test_who_does_not_know_the_token_is_not_believed(self, tmp_path: Path) -> None:

@@ -55,7 +55,9 @@ def login_command(server: str, no_tls: bool, no_check: bool, state_dir: Path | N
         host, port = parse_server(server)
         token = _ask(host)
         if problem := token_problem(token):
-            raise ConfigError([f"what was given {problem}; nothing is kept"])
+            what = problem.partition(";")[0]
+            why = f'what was given {what}: "tunneltcp token" prints the right one on {host}'
+            raise ConfigError([f"{why}; nothing is kept"])
         if not no_check:
             problem = prove(host, port or _DEFAULT_PORT, token, tls=not no_tls)
             if problem:

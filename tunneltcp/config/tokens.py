@@ -82,7 +82,7 @@ def token_problem(text: str) -> str:
         return "is empty"
     if len(token) < MIN_TOKEN_CHARACTERS:
         least = MIN_TOKEN_CHARACTERS
-        return f"is shorter than {least} characters; make one with: openssl rand -hex 32"
+        return f"is shorter than {least} characters; make one with: tunneltcp token new"
     if len(token) > _MAX_TOKEN_CHARACTERS or "\n" in token or not token.isprintable():
         return "is not a token: one line of at most 1024 printable characters"
     return ""
