@@ -156,8 +156,8 @@ _LINK_OTHERS_UP = {
     ),
     Trouble.REFUSES: (
         "{where} refuses the connection, while other tunnels to this server are up: "
-        "{port} is probably not among its ports; add it to the server's config, then "
-        '"tunneltcp reload" there'
+        "{port} is probably not among its ports, or was stopped there; add it to the server's "
+        'config, then "tunneltcp reload", or "tunneltcp start {port}" there'
     ),
 }
 """The same where other tunnels of this client have their links: then the server is there."""

@@ -105,6 +105,7 @@ def test_a_port_that_is_not_in_the_servers_list(target: int, tmp_path: Path) -> 
         wait_reason(
             client, unknown,
             "other tunnels to this server are up", f"{unknown} is probably not among its ports",
+            f"tunneltcp start {unknown}",
         )  # fmt: skip
         assert client.tunnel(known)["reason"] is None
 
