@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -15,6 +16,7 @@ from tunneltcp.errors import ExitCode, TunnelError
 from tunneltcp.text import escape, ranges
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tunneltcp.cli.masters import RunningMaster
@@ -22,6 +24,11 @@ if TYPE_CHECKING:
 __all__ = ["upgrade_command"]
 
 _LOOK_SECONDS: Final = 0.1
+_STEPS: Final = {
+    "checking": "looking whether the new code can take over",
+    "handing over": "it can; the master waits for a quiet moment to go on as the new code",
+    "replacing": "the new code has taken over; the tunnels' processes follow one by one",
+}
 _STANDSTILL_SECONDS: Final = 60.0
 """Without the least progress. Each step has a deadline in the master that is shorter."""
 
@@ -51,7 +58,7 @@ def upgrade_command(
         master, _ = find_tunnel(canary, instance, run_dir)
     begun = time.monotonic()
     number = master.ask("upgrade", **({} if canary is None else {"canary": canary}))["number"]
-    status = _wait(master, number)
+    status = _wait(master, number, _say if not as_json and sys.stderr.isatty() else None)
     upgrade = status["upgrade"]
     if as_json:
         seconds = round(time.monotonic() - begun, 3)
@@ -64,9 +71,21 @@ def upgrade_command(
         print(*_success(master, status), sep="\n")
 
 
-def _wait(master: RunningMaster, number: int) -> dict[str, Any]:
-    """Look at the master until its upgrade has ended; leave if there is nothing to see."""
-    last, deadline = "", time.monotonic() + _STANDSTILL_SECONDS
+def _say(name: str, upgrade: dict[str, Any]) -> None:
+    """Tell a person who waits what is being done."""
+    what = _STEPS.get(upgrade["state"])
+    if what is not None:
+        print(f"{name}: {what}", file=sys.stderr, flush=True)
+
+
+def _wait(
+    master: RunningMaster, number: int, say: Callable[[str, dict[str, Any]], None] | None
+) -> dict[str, Any]:
+    """Look at the master until its upgrade has ended; leave if there is nothing to see.
+
+    Each step that begins is given to ``say``.
+    """
+    last, step, deadline = "", "", time.monotonic() + _STANDSTILL_SECONDS
     while time.monotonic() < deadline:
         try:
             status = ask(master.folder, {"op": "status"})
@@ -80,6 +99,9 @@ def _wait(master: RunningMaster, number: int) -> dict[str, Any]:
             fail(ExitCode.CRASH, [f"{master.name}: the master was started anew", _GONE])
         if upgrade["state"] in ("done", "canary", "refused", "failed"):
             return status
+        if say is not None and upgrade["state"] != step:
+            say(master.name, upgrade)
+        step = upgrade["state"]
         if (now := repr(upgrade)) != last:
             last, deadline = now, time.monotonic() + _STANDSTILL_SECONDS
         pause(_LOOK_SECONDS)

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from tests.unit.cli.conftest import a_status, a_tunnel
 from tunneltcp.cli import upgrade as cli_upgrade
 from tunneltcp.cli.main import main
+from tunneltcp.cli.masters import find_master
 
 
 def run(*words):
@@ -48,6 +49,22 @@ def test_it_waits_until_all_run_the_new_code(script_master):
         "web: upgraded, 1.0 -> 2.0, process 7",
     ]
     assert master.heard() == [{"op": "upgrade"}]
+
+
+def test_a_person_who_waits_hears_of_each_step(script_master):
+    said: list[str] = []
+    script_master(
+        status=[
+            at("checking", to=None), at("checking"), at("handing over"), at("replacing"),
+            at("replacing", replaced=[60001]), at("done"),
+        ],
+    )  # fmt: skip
+    master = find_master(None, None)
+    cli_upgrade._wait(
+        master, 4, lambda name, upgrade: said.append(f"{name} {upgrade['state']}")
+    )
+    assert said == ["web checking", "web handing over", "web replacing"]
+    assert {step.partition(" ")[2] for step in said} == set(cli_upgrade._STEPS)
 
 
 def test_a_canary(script_master):
