@@ -16,24 +16,23 @@ import tempfile
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import orjson
 import psutil
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
-from rich.table import Table
 
 from demo_apps import ServeOne, echo, greeter, pages, start
 from demo_masters import DemoFailed, Master
+from demo_table import HOST, Row, row, table
 from demo_visits import VisitFailed, visit_echo, visit_greeter, visit_pages
 from tunneltcp.config.tokens import new_token
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-HOST = "127.0.0.1"
 FIRST_PORT = 60001
 MAX_PORT = 65535
 
@@ -51,17 +50,6 @@ STOP_SECONDS = 12.0
 
 LOG_LINES = 12
 """Of each log file, when something went wrong."""
-
-UNKNOWN: dict[str, Any] = {
-    "state": "no answer",
-    "pid": None,
-    "link": {"state": "down", "rtt_ms": None},
-    "visitors": 0,
-    "visitors_total": 0,
-    "bytes_in": 0,
-    "bytes_out": 0,
-}
-"""What is known of a tunnel while its master does not answer."""
 
 console = Console(highlight=False)
 
@@ -92,40 +80,6 @@ class Tunnel:
     app: App
     target_port: int
     port: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """What the two masters say about one tunnel."""
-
-    tunnel: Tunnel
-    state: str
-    """Of the server's worker, or why it is not what it should be."""
-    is_up: bool
-    """Both sides say so."""
-    rtt_ms: float | None
-    visitors: int
-    visitors_total: int
-    bytes_in: int
-    bytes_out: int
-    server_pid: int | None
-    client_pid: int | None
-
-    @property
-    def link(self) -> str:
-        """The link in a word or two."""
-        if not self.is_up:
-            return "down"
-        return "up" if self.rtt_ms is None else f"up, {self.rtt_ms:.1f} ms"
-
-    def __str__(self) -> str:
-        return (
-            f"{self.tunnel.app.name} at {HOST}:{self.tunnel.port}: {self.state}, "
-            f"link {self.link}, "
-            f"visitors {self.visitors} of {self.visitors_total}, "
-            f"in {size(self.bytes_in)}, out {size(self.bytes_out)}, "
-            f"workers {self.server_pid or '-'} and {self.client_pid or '-'}"
-        )
 
 
 class Demo:
@@ -185,7 +139,7 @@ class Demo:
         if console.is_terminal:
             with Live(console=console, auto_refresh=False) as live:
                 while True:
-                    live.update(table(await self.rows()), refresh=True)
+                    live.update(table(await self.rows(), console.width), refresh=True)
                     await asyncio.sleep(REFRESH_SECONDS)
         told: dict[int, str] = {}
         while True:
@@ -234,58 +188,6 @@ class Demo:
         if not left:
             console.print("Everything is stopped, nothing is left behind.")
         return not left
-
-
-def row(tunnel: Tunnel, server: dict[str, Any] | None, client: dict[str, Any] | None) -> Row:
-    """Join what the two sides say about one tunnel; None is a side that does not answer."""
-    server, client = server or UNKNOWN, client or UNKNOWN
-    return Row(
-        tunnel=tunnel,
-        state=server.get("reason") or server["state"],
-        is_up=server["link"]["state"] == client["link"]["state"] == "up",
-        rtt_ms=client["link"]["rtt_ms"] or server["link"]["rtt_ms"],
-        visitors=server["visitors"],
-        visitors_total=server["visitors_total"],
-        bytes_in=server["bytes_in"],
-        bytes_out=server["bytes_out"],
-        server_pid=server["pid"],
-        client_pid=client["pid"],
-    )
-
-
-def table(rows: Sequence[Row]) -> Table:
-    """Draw the live view."""
-    drawn = Table(title="Live", caption="Ctrl-C stops everything", expand=False)
-    for heading in ("app", "reach it at", "it listens on", "tunnel", "link"):
-        drawn.add_column(heading, no_wrap=True)
-    for heading in ("visitors", "in", "out", "server pid", "client pid"):
-        drawn.add_column(heading, justify="right")
-    for one in rows:
-        drawn.add_row(
-            one.tunnel.app.name,
-            f"[bold]{HOST}:{one.tunnel.port}[/]",
-            f"{HOST}:{one.tunnel.target_port}",
-            one.state,
-            f"[green]{one.link}[/]" if one.is_up else f"[red]{one.link}[/]",
-            f"{one.visitors} of {one.visitors_total}",
-            size(one.bytes_in),
-            size(one.bytes_out),
-            f"{one.server_pid or '-'}",
-            f"{one.client_pid or '-'}",
-        )
-    return drawn
-
-
-def size(count: int) -> str:
-    """Print a number of bytes so that people can read it."""
-    if count < 1024:
-        return f"{count} B"
-    amount, unit = count / 1024, "KiB"
-    for larger in ("MiB", "GiB", "TiB"):
-        if amount < 1000:
-            break
-        amount, unit = amount / 1024, larger
-    return f"{amount:.1f} {unit}"
 
 
 def choose_ports(stack: ExitStack, first: int, count: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import signal
 import socket
@@ -12,8 +13,12 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
+from rich.console import Console
 
-from demo import choose_ports, reserve
+from demo import App, Tunnel, choose_ports, reserve
+from demo_apps import greeter
+from demo_table import row, table
+from demo_visits import visit_greeter
 from tests.support.ports import free_ports
 from tests.support.service import ROOT
 from tests.support.wait import wait_until
@@ -76,6 +81,25 @@ def test_it_is_live_until_it_is_interrupted(tmp_path):
     said, _ = running.communicate(timeout=30)
     assert running.returncode == 0, said
     assert "nothing is left behind" in said
+
+
+@pytest.mark.parametrize("columns", [80, 100, 140, 200])
+def test_the_pids_to_kill_are_seen_on_every_terminal(columns):
+    app = App("almanac", "speaks first", greeter, visit_greeter, "nc {host} {port}")
+    link = {"state": "up", "rtt_ms": 123.4}
+    said = {
+        "state": "running", "pid": 4194301, "link": link, "visitors": 10,
+        "visitors_total": 100, "bytes_in": 123 << 20, "bytes_out": 123 << 20,
+    }  # fmt: skip
+    shown = row(Tunnel(app=app, port=60003, target_port=40777), said, said | {"pid": 4194302})
+    seen = io.StringIO()
+    console = Console(file=seen, width=columns)
+    console.print(table([shown, shown], console.width))
+    text = seen.getvalue()
+    for word in ("almanac", f"{HOST}:60003", "running", "up, 123.4 ms", "10 of 100"):
+        assert text.count(word) == 2, text
+    assert text.count("4194301") == text.count("4194302") == 2, text
+    assert ("123.0 MiB" in text) is (columns >= 140)
 
 
 def test_no_outgoing_connection_is_given_a_chosen_port(busy):
