@@ -59,6 +59,19 @@ class Service:
         return words + (["--server", self.server] if self.server else [])
 
     @property
+    def made_by(self) -> str:
+        """What to say behind "tunneltcp service MANAGER" for the same file again."""
+        words = ["--role", self.role]
+        words += ["--instance", self.instance] if self.instance != self.role else []
+        usual = f"/tunneltcp/{self.instance}.json"
+        is_usual = (
+            self.config.endswith(usual) if self.is_users else self.config == "/etc" + usual
+        )
+        words += [] if is_usual else ["--config", self.config]
+        words += ["--server", self.server] if self.server else []
+        return shlex.join(words)
+
+    @property
     def stop_seconds(self) -> int:
         """After how long a master that was told to stop hangs."""
         return int(self.drain_seconds) + STOP_MARGIN_SECONDS
@@ -73,7 +86,7 @@ def program(service: Service) -> str:
     margin = STOP_MARGIN_SECONDS
     return f"""\
 ; tunneltcp {service.role}, for supervisord: {service.name}.conf
-; Made by: tunneltcp service supervisor --role {service.role}
+; Made by: tunneltcp service supervisor {service.made_by}
 
 [program:{service.name}]
 command={_for_supervisord(service.words)}
@@ -115,7 +128,7 @@ def unit(service: Service) -> str:
     margin = STOP_MARGIN_SECONDS
     return f"""\
 # tunneltcp {service.role}, for systemd: {service.name}.service
-# Made by: tunneltcp service systemd --role {service.role}{option}
+# Made by: tunneltcp service systemd {service.made_by}{option}
 
 [Unit]
 Description=tunneltcp {service.role}{_instance_text(service)}

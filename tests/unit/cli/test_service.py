@@ -58,6 +58,24 @@ def test_what_is_shipped_comes_from_the_templates(role):
     assert shipped == unit(default_service(role))
 
 
+@pytest.mark.parametrize("manager", ["systemd", "supervisor"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--role", "server"),
+        ("--role", "client", "--server", "vps.example.com"),
+        ("--role", "client", "--instance", "two", "--server", "::1"),
+        ("--role", "server", "--config", "/srv/it's mine/server.json"),
+    ],
+)
+def test_the_command_in_a_file_makes_the_same_file(manager, words):
+    first = invoke(manager, *words).stdout
+    line = next(line for line in first.splitlines() if "Made by: " in line)
+    again = shlex.split(line.partition("Made by: ")[2])
+    assert again[:3] == ["tunneltcp", "service", manager]
+    assert invoke(*again[2:]).stdout == first
+
+
 def test_nothing_else_is_shipped_and_supervisor_is_no_package():
     """The installed package of that name must win."""
     assert {path.name for path in (ROOT / "supervisor").iterdir()} == {
