@@ -7,7 +7,7 @@ import resource
 import signal
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import pytest
@@ -129,8 +129,36 @@ def test_a_visitor_is_here_since_he_came_and_not_since_the_last_death(
 
 def since(master: Master, port: int) -> datetime:
     """Say when the one visitor who is here came."""
+    return datetime.fromisoformat(the_one(master, port)["since"])
+
+
+def the_one(master: Master, port: int) -> Any:
+    """Return what a master says of the one visitor who is here."""
     (visitor,) = ask(master.run_dir, {"op": "who", "port": port})["visitors"]
-    return datetime.fromisoformat(visitor["since"])
+    return visitor
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_visitor_has_one_number_on_both_sides_and_whoever_dies(
+    tmp_path: Path, echo: int, side: str
+) -> None:
+    """Else "kick" with a number that was read before could hit somebody else."""
+    with TunnelPair([echo], tmp_path) as pair, ExitStack() as stack:
+        with connect(pair.port) as first:
+            assert serves(first)
+            visitor = stack.enter_context(connect(pair.port))
+            assert serves(visitor)
+        masters = (pair.server, pair.client)
+        for master in masters:
+            wait_until(lambda m=master: m.tunnel(pair.port)["visitors"] == 1)  # type: ignore[misc]
+        before = the_one(pair.server, pair.port)["id"]
+        kill(pair, getattr(pair, side))
+        with connect(pair.port) as third:
+            assert serves(third)
+            assert serves(visitor)
+        for master in masters:
+            wait_until(lambda m=master: m.tunnel(pair.port)["visitors"] == 1)  # type: ignore[misc]
+            assert the_one(master, pair.port)["id"] == before
 
 
 @pytest.mark.parametrize("side", SIDES)

@@ -296,8 +296,8 @@ class ServerSuccessor(_Successor, ServerWorker):
             relay = Relay(self.loop, sock, self.on_visitor_over)
         else:  # it has not spoken yet
             relay = VisitorRelay(self, sock, peer)
-        number = self.visitors.next_id()
-        self._relays[relay] = Visitor(number, format_address(peer), self.came(stream), relay)
+        where = format_address(peer)
+        self._relays[relay] = Visitor(stream.id, where, self.came(stream), relay)
         stream.endpoint = relay
         relay.go_on(stream)
 
@@ -332,8 +332,7 @@ class ClientSuccessor(_Successor, ClientWorker):
 
     def _register(self, relay: Relay, stream: Stream) -> None:
         address = unpack_address(self.memory.table.address(stream.record))
-        number = self.visitors.next_id()
-        self._relays[relay] = Visitor(number, address, self.came(stream), relay)
+        self._relays[relay] = Visitor(stream.id, address, self.came(stream), relay)
         stream.endpoint = relay
 
     def connect(self, stream: Stream) -> None:

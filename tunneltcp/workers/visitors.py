@@ -6,7 +6,6 @@ difference of two looks, the first one taken half a second before the first answ
 
 from __future__ import annotations
 
-import itertools
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
@@ -52,7 +51,7 @@ class Visitor:
             relay: See below.
         """
         self.id = number
-        """Counts up from 1 in each worker."""
+        """That of its stream: the same on both sides and in the next worker, and no other's."""
         self._came_from = came_from
         self.since = since
         """When it came, on the loop's clock."""
@@ -76,13 +75,11 @@ class Visitor:
 
 
 class Visitors:
-    """Numbers the visitors of one worker, and answers questions about them."""
+    """Answers questions about the visitors of one worker."""
 
     def __init__(self, loop: Loop, *, is_server: bool) -> None:
         self._loop = loop
         self._is_server = is_server
-        self.next_id = itertools.count(1).__next__
-        """Returns the id of somebody who has just come."""
         self._looked = -_STALE_SECONDS
         self._measuring: list[Callable[[], None]] = []
 
@@ -91,7 +88,7 @@ class Visitors:
     ) -> Visitor:
         """Return who has just come; a successor will know since when it is here."""
         table.set_came(stream.record, self._loop.now)
-        return Visitor(self.next_id(), came_from, self._loop.now, relay)
+        return Visitor(stream.id, came_from, self._loop.now, relay)
 
     def totals(self, visitor: Visitor) -> tuple[int, int]:
         """Return the bytes from the visitor towards the target, and back."""

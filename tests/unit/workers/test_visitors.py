@@ -111,7 +111,7 @@ class TestWho:
 
     def test_pages(self, world):
         visitors = Visitors(world.server().loop, is_server=True)
-        all_ = [Visitor(visitors.next_id(), "x:1", 0.0) for _ in range(PAGE + 3)]
+        all_ = [Visitor(1 + n, "x:1", 0.0) for n in range(PAGE + 3)]
         first = visitors.page(all_[::-1], 0, link_is_good=True)
         assert [one["id"] for one in first["visitors"]] == list(range(1, PAGE + 1))
         assert first["next"] == PAGE
