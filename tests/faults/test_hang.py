@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from typing import TYPE_CHECKING
@@ -67,6 +68,8 @@ def test_a_worker_that_hangs_is_replaced_and_its_streams_go_on(
     assert "Fatal Python error: Aborted" in log
     where = "in turn" if how == "stopped" else "in fill"
     assert where in log, "the stack says where it was"
+    stood = re.findall(r"they stood still for ([\d.]+) s", master.log_text())
+    assert float(stood[-1]) > 2, "nobody is served by one that hangs"
 
 
 @pytest.mark.timeout(SUSPENDED_SECONDS + 60)

@@ -89,17 +89,28 @@ def _console() -> Console:
 def _tables(answers: Answers, columns: int) -> list[RenderableType]:
     found: list[RenderableType] = []
     for answer in answers:
-        who = f"{answer['role']} {answer['instance']}, process {answer['pid']}"
-        who += f", since {answer['since'][:19]}Z, version {answer['version']}"
-        found.append(Text(escape(who), "bold"))
-        found.append(_table(answer["tunnels"], wide=columns >= _WIDE_COLUMNS))
-        found += [
+        try:
+            found += _of_one(answer, columns)
+        except (LookupError, TypeError, ValueError, AttributeError):
+            # Root asks everybody's, and anybody may play a master in a folder of his own.
+            text = f"the master in {answer['run_dir']} answers what this version does not know"
+            found.append(Text(escape(text), "yellow"))
+    return found
+
+
+def _of_one(answer: dict[str, Any], columns: int) -> list[RenderableType]:
+    who = f"{answer['role']} {answer['instance']}, process {answer['pid']}"
+    who += f", since {answer['since'][:19]}Z, version {answer['version']}"
+    return [
+        Text(escape(who), "bold"),
+        _table(answer["tunnels"], wide=columns >= _WIDE_COLUMNS),
+        *(
             Text(f"{tunnel['port']}: {escape(tunnel['reason'])}", "yellow")
             for tunnel in answer["tunnels"]
             if tunnel["reason"]
-        ]
-        found += [Text(line, "yellow") for line in _older(answer)]
-    return found
+        ),
+        *(Text(line, "yellow") for line in _older(answer)),
+    ]
 
 
 def _older(answer: dict[str, Any]) -> list[str]:

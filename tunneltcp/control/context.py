@@ -126,7 +126,8 @@ class WorkerContext:
     crashed: bool = False
     """Whether the worker before it crashed by its own fault."""
     died_at: float = 0.0
-    """When the worker before it died, on the monotonic clock; 0.0: there was none."""
+    """When the worker before it died, or was to give the sign of life that it did not give any
+    more, on the monotonic clock; 0.0: there was none."""
     resume_grace_seconds: float = 60.0
     """How long a session without a link keeps its streams, and its client the port."""
     rate: int = 0

@@ -178,7 +178,7 @@ class Keepers:
         keeper, self._current = self._current, None
         if keeper is not None:
             self._old.append(keeper)
-            self._died_at = self._died_at or now
+            self._died_at = self._died_at or _stood_since(counters, now)
         while len(self._old) > _MAX_OLD:
             self._end(self._old[-1])
 
@@ -211,3 +211,9 @@ class Keepers:
             self._lost()
         else:
             self._end(keeper)
+
+
+def _stood_since(counters: memoryview, now: float) -> float:
+    """Return since when a dead worker's visitors stand still: it may have hung before."""
+    due = counters[Counter.BEAT_NS] / 1e9
+    return float(min(due, now)) if due else now

@@ -84,6 +84,19 @@ def test_what_a_master_says_of_itself_stays_on_its_line(tmp_path):
     assert "server web\\x1b]0;x\\x07, process 7" in done.stdout
 
 
+@pytest.mark.parametrize(
+    "odd", [{}, ANSWER | {"since": 7}, ANSWER | {"tunnels": [{"port": 1}]},
+            ANSWER | {"tunnels": 5}, ANSWER | {"upgrade": "x"}],
+)  # fmt: skip
+def test_what_a_stranger_answers_for_a_master_is_no_traceback(tmp_path, odd):
+    with answering(tmp_path / "a", encode_frame(odd)):
+        done = status("--run-dir", tmp_path / "a")
+    assert (
+        done.stdout
+        == f"the master in {tmp_path / 'a'} answers what this version does not know\n"
+    )
+
+
 @pytest.mark.parametrize("state", ["canary", "failed", "replacing"])
 def test_who_runs_older_code_is_named(tmp_path, state):
     upgrade = {"from": "0.1.0", "state": state, "left": [60001, 60002]}

@@ -134,6 +134,17 @@ def test_one_that_died_as_it_was_born_is_asked_for_once(bench, monkeypatch):
     assert (bench.keepers.is_kept, bench.lost) == (False, 1)
 
 
+def test_one_that_hung_stood_still_since_it_was_to_beat(bench):
+    bench.worker()
+    bench.counters[Counter.BEAT_NS] = 3_000_000_000
+    bench.dies()
+    assert bench.worker().died_at == 3.0
+    bench.keepers.drop_old()
+    bench.counters[Counter.BEAT_NS] = 7_000_000_000
+    bench.dies()
+    assert bench.worker().died_at == 5.0, "it died before that"
+
+
 def test_a_successor_asks_the_keepers_of_all_before_it(bench):
     bench.worker()
     bench.dies()
