@@ -98,7 +98,8 @@ class TunnelSet:
         return self._keep_stopped()
 
     def _keep_stopped(self) -> str:
-        stopped = {one.config.remote_port for one in self._tunnels if one.is_stopped}
+        there = [one for one in self._tunnels if not one.is_removed]
+        stopped = {one.config.remote_port for one in there if one.is_stopped}
         if stopped == self._stopped.ports:
             return ""
         try:

@@ -70,6 +70,16 @@ def test_one_that_is_removed_before_its_turn_to_start_is_gone(tunnels, stopped):
     assert can_bind(one.config.remote_port)
 
 
+def test_one_that_is_removed_is_not_kept_as_stopped(tunnels, tmp_path):
+    """Added again it runs, and so it does when the master is started again."""
+    (one,) = tunnels._tunnels
+    tunnels.stop(one)
+    assert StoppedPorts(tmp_path).ports == {one.config.remote_port}
+    old = Config(tunnels=(one.config,))
+    tunnels.apply(compare(old, replace(old, tunnels=())), [])
+    assert StoppedPorts(tmp_path).ports == frozenset()
+
+
 def test_a_reload_forks_nobody_in_its_own_turn(tunnels):
     """500 new tunnels at once would keep the master busy for seconds."""
     (one,) = tunnels._tunnels
