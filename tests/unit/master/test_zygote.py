@@ -136,8 +136,9 @@ def test_a_context_that_is_too_long_for_it_is_taken_by_us(nursery, monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_one_that_is_lost_is_replaced(nursery, monkeypatch, number):
     """Killed, also before anybody has seen it; or stopped, and then it never forks again."""
-    monkeypatch.setattr(module, "_ANSWER_SECONDS", 0.2)
-    nursery.zygote.begin()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_ANSWER_SECONDS", 0.2)  # its alone
+        nursery.zygote.begin()
     lost = zygote_of(os.getpid())
     os.kill(lost, number)
     assert nursery.bear()[0] == os.getpid()
@@ -148,11 +149,11 @@ def test_one_that_is_lost_is_replaced(nursery, monkeypatch, number):
 
 def test_the_master_waits_for_the_end_of_a_lost_one_no_longer_than_that(nursery, monkeypatch):
     """A process that sits in the kernel: it is reaped when it goes, and its successor stays."""
-    monkeypatch.setattr(children_module, "END_SECONDS", 0.1)
     nursery.zygote.begin()
     lost = zygote_of(os.getpid())
     os.kill(lost, signal.SIGSTOP)
     with monkeypatch.context() as patch:
+        patch.setattr(children_module, "END_SECONDS", 0.1)
         patch.setattr(Children, "kill", lambda *_: None)  # it does not go
         nursery.zygote.end()
     assert nursery.bear()[0] == os.getpid()
