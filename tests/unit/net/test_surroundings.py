@@ -35,9 +35,12 @@ def around(slept):
 
 
 def test_a_machine_that_is_awake_does_not_sleep():
-    before = slept_seconds()
-    time.sleep(0.01)  # noqa: TID251 - it measures time that passes
-    assert abs(slept_seconds() - before) < 0.005
+    passed = []
+    for _ in range(5):  # two clocks are read, and the machine may stand still in between
+        before = slept_seconds()
+        time.sleep(0.01)  # noqa: TID251 - it measures time that passes
+        passed.append(abs(slept_seconds() - before))
+    assert min(passed) < 0.005
 
 
 def test_the_address_that_packets_would_bear():
