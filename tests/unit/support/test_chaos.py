@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import pytest
 
 from tests.support.apps import Apps, refused_port, request
 from tests.support.chaos import Chaos
+from tests.support.least import least
 from tests.support.pattern import pattern
 from tests.support.ports import free_port
 from tests.support.sockets import (
@@ -102,20 +104,28 @@ def test_delay_holds_bytes_and_the_end_in_their_order(ends: Ends) -> None:
     assert receive_all(ends.far) == pattern(1, 0, 10_000)
     assert time.monotonic() - begin >= 0.2
 
-    begin = time.monotonic()
-    ends.far.sendall(b"at once")
-    assert receive_exactly(ends.near, 7) == b"at once"
-    assert time.monotonic() - begin < 0.15
+    def at_once() -> float:
+        begin = time.monotonic()
+        ends.far.sendall(b"at once")
+        assert receive_exactly(ends.near, 7) == b"at once"
+        return time.monotonic() - begin
+
+    assert least(at_once, 0.15) < 0.15
 
 
 def test_delay_does_not_lower_the_rate(ends: Ends) -> None:
     ends.chaos.delay(0.1)
     with Load() as load, Apps() as apps:
         ends.chaos.retarget(("127.0.0.1", apps.add("pattern")))
-        begin = time.monotonic()
-        load.transfer("a", ends.chaos.address[1], up=50_000_000, down=50_000_000)
-        assert load.finish("a").outcomes == {"ok": 1}
-        assert time.monotonic() - begin < 5
+        port = ends.chaos.address[1]
+        assert least(lambda: seconds_to_move(load, port, 50_000_000, 50_000_000), 5) < 5
+
+
+def seconds_to_move(load: Load, port: int, up: int, down: int) -> float:
+    begin = time.monotonic()
+    load.transfer("a", port, up=up, down=down)
+    assert load.finish("a").outcomes == {"ok": 1}
+    return time.monotonic() - begin
 
 
 def test_healing_lets_delayed_bytes_go_at_once(ends: Ends) -> None:
@@ -131,13 +141,14 @@ def test_healing_lets_delayed_bytes_go_at_once(ends: Ends) -> None:
 @pytest.mark.parametrize("size", [0, 1, 1000, 3_000_000])
 def test_a_cut_comes_after_exactly_so_many_bytes(ends: Ends, size: int) -> None:
     ends.chaos.cut_after(size, "down")
-    ends.far.settimeout(0.2)
-    with suppress(OSError):
-        ends.far.sendall(pattern(1, 0, size + 100_000))
     data = bytearray()
-    with pytest.raises(ConnectionResetError):  # noqa: PT012 - after some bytes
-        while piece := ends.near.recv(1 << 20):
-            data += piece
+    with ThreadPoolExecutor(1) as pool:  # it may have to wait for who reads, and is reset
+        sending = pool.submit(ends.far.sendall, pattern(1, 0, size + 100_000))
+        with pytest.raises(ConnectionResetError):  # noqa: PT012 - after some bytes
+            while piece := ends.near.recv(1 << 20):
+                data += piece
+    with suppress(ConnectionError):
+        sending.result()
 
     assert bytes(data) == pattern(1, 0, size)
     assert ends.chaos.counters().cut == 1
@@ -274,12 +285,14 @@ def test_slices_arrive_one_by_one(ends: Ends) -> None:
 
 def test_rate_is_kept(ends: Ends) -> None:
     ends.chaos.rate(1_000_000, "down")
-    begin = time.monotonic()
-    ends.far.sendall(pattern(1, 0, 300_000))
-    expect_pattern(ends.near, 1, 300_000)
-    seconds = time.monotonic() - begin
 
-    assert 0.2 < seconds < 0.6
+    def seconds() -> float:
+        begin = time.monotonic()
+        ends.far.sendall(pattern(1, 0, 300_000))
+        expect_pattern(ends.near, 1, 300_000)
+        return time.monotonic() - begin
+
+    assert 0.2 < least(seconds, 0.6) < 0.6
 
 
 def test_reset_and_close_end_both_sides(ends: Ends) -> None:
@@ -335,10 +348,8 @@ def test_faults_in_any_order_lose_no_byte(ends: Ends) -> None:
 def test_without_a_fault_it_is_fast(ends: Ends) -> None:
     with Load() as load, Apps() as apps:
         ends.chaos.retarget(("127.0.0.1", apps.add("pattern")))
-        begin = time.monotonic()
-        load.transfer("a", ends.chaos.address[1], down=500_000_000)
-        assert load.finish("a").outcomes == {"ok": 1}
-        seconds = time.monotonic() - begin
+        port = ends.chaos.address[1]
+        seconds = least(lambda: seconds_to_move(load, port, 0, 500_000_000), 5)
 
     assert seconds < 5, f"{500 / seconds:.0f} MB/s"
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import socket
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.apps import Apps, refused_port
 from tests.support.chaos import Chaos
+from tests.support.least import least
 from tests.support.pattern import pattern
 from tests.support.sockets import accept, listener, reset
 from tests.support.visitors import Load
@@ -85,14 +87,20 @@ def test_a_stall_shows_as_a_gap(apps: Apps, load: Load) -> None:
     with Chaos(("127.0.0.1", 0), ("127.0.0.1", apps.add("echo"))) as chaos:
         load.probe("a", chaos.address[1])
         wait_until(lambda: load.stats("a").rounds > 100)
+
+        def gap() -> float:
+            load.mark("a")
+            return load.stats("a").max_gap
+
+        assert least(gap, 0.2) < 0.2
+        begin = time.monotonic()
         load.mark("a")
-        assert load.stats("a").max_gap < 0.2
         chaos.silence()
         wait_until(lambda: load.stats("a").max_gap > 0.3)
         chaos.heal()
         before = load.stats("a").rounds
         wait_until(lambda: load.stats("a").rounds > before)
-        assert load.stats("a").max_gap < 2
+        assert load.stats("a").max_gap <= time.monotonic() - begin
         assert load.end("a").bad == 0
 
 
@@ -123,12 +131,14 @@ def test_gaps_are_told_once(load: Load) -> None:
         with accept(target) as sock:
             assert sock.recv(10) == pattern(1, 0, 10)
             wait_until(lambda: load.stats("a").max_gap > 0.2)
+            answered = time.monotonic()
             sock.sendall(pattern(1, 0, 10))
             assert sock.recv(10) == pattern(1, 10, 10)
             (first,) = load.gaps("a")
-            assert first[0] > 0.2 > first[1]
+            assert first[0] > 0.2
+            assert first[1] <= time.monotonic() - answered
             (second,) = load.gaps("a")
-            assert second[0] < 0.2
+            assert second[0] <= time.monotonic() - answered
 
 
 def test_any_app_is_what_its_visitor_wants(apps: Apps, load: Load) -> None:
