@@ -54,8 +54,8 @@ def test_a_worker_that_hangs_is_replaced_and_its_streams_go_on(
         load.transfer("busy", pair.port, count=4, up=-1, down=-1, seed=5)
         load.probe("other", pair.ports[1], count=2)
         wait_until(lambda: load.stats("busy").down > 1_000_000)
-        old = hang(master, pair.port, how)
         began = time.monotonic()
+        old = hang(master, pair.port, how)
         master.wait_for_successor(pair.port, old)
         assert time.monotonic() - began > 2
         down = load.stats("busy").down
