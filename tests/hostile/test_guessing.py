@@ -59,9 +59,9 @@ def test_answers_come_late_until_the_right_token_comes_from_there(tmp_path: Path
         )
         with server:
             seconds = guess(4, 10)
-            assert max(seconds[:4]) < 1
-            assert min(seconds[4:]) > MAX_DELAY_SECONDS - 0.1
+            at_once = MAX_DELAY_SECONDS - 0.1
+            assert max(seconds[:4]) < at_once < min(seconds[4:])
             assert "no link from 198.51.100.2" in server.log_text()
             with client:
-                wait_until(lambda: client.link_up(port), 3, client.complaint)
-                assert max(guess(3)) < 1, "lifted"
+                wait_until(lambda: client.link_up(port), 10, client.complaint)
+                assert max(guess(3)) < at_once, "lifted"
