@@ -83,7 +83,7 @@ def test_what_moved_is_counted(tunnels: Tunnels, load: Load) -> None:
     stats = load.finish("counted")
 
     for master, then in zip(masters, before, strict=True):
-        wait_until(partial(moved, master, port, then, stats), 3, f"{master} counts")
+        wait_until(partial(moved, master, port, then, stats), 10, f"{master} counts")
 
 
 class AtRest:

@@ -113,7 +113,7 @@ def test_links_from_where_they_may_come(tmp_path: Path, hosts: TwoHosts, target:
         pair.linked()
         assert visit(far, near.address, port) == "hello", "visitors are another matter"
         pair.reload(allow=["10.9.9.0/24", network], deny=far.address)
-        wait_until(lambda: not pair.server.link_up(port), 1)
+        wait_until(lambda: not pair.server.link_up(port), 8)
         denied(pair.client, port)
         assert pair.server.worker_pid(port) == pid
         assert pair.server.tunnel(port)["links_refused"] >= 2

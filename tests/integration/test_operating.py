@@ -188,13 +188,14 @@ def test_logs_of_a_master_and_of_a_tunnel(pair: TunnelPair, tmp_path: Path) -> N
 class Terminal:
     """A program on a terminal of its own."""
 
-    def __init__(self, *words: str) -> None:
+    def __init__(self, *words: str, environment: dict[str, str] | None = None) -> None:
         self.fd, theirs = pty.openpty()
         self.before = termios.tcgetattr(theirs)
         self._theirs = theirs
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tunneltcp", *words],
-            stdin=theirs, stdout=theirs, stderr=theirs, env=ENVIRONMENT, start_new_session=True,
+            stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+            env=ENVIRONMENT | (environment or {}),
         )  # fmt: skip
         self.said = b""
 
@@ -252,10 +253,14 @@ def test_watching_without_a_terminal(pair: TunnelPair) -> None:
     )  # fmt: skip
     assert watching.stdout
     try:
-        begun = time.monotonic()
-        pids = [orjson.loads(watching.stdout.readline())["pid"] for _ in range(2)]
-        assert pids == [pair.server.pid] * 2
-        assert time.monotonic() - begun > 0.9, "about once a second"
+        times = []
+        for _ in range(5):  # two lines may have waited for us while the machine stood still
+            assert orjson.loads(watching.stdout.readline())["pid"] == pair.server.pid
+            times.append(time.monotonic())
+            if len(times) > 1 and times[-1] - times[-2] > 0.9:
+                break
+        else:
+            pytest.fail(f"about once a second, but {times}")
         watching.stdout.close()
         assert watching.wait(5) == 0, "nobody reads it any more"
     finally:
@@ -267,14 +272,23 @@ def folders(tmp_path: Path) -> list[str]:
     return [f"--{name}-dir={tmp_path / name}" for name in ("run", "state", "log")]
 
 
+PATIENT = """
+from tunneltcp.master import master
+master._ANNOUNCE_SECONDS = 30.0
+"""
+"""A machine that is busy is no reason to speak before the workers are there."""
+
+
 def test_a_server_of_ports_alone_says_what_to_do_next(tmp_path: Path) -> None:
     first, busy = free_ports(2)
+    (tmp_path / "sitecustomize.py").write_text(PATIENT)
     with (
         socket.create_server(("127.0.0.1", busy)),
         Terminal(
-            "server", f"{first},{busy}", "--bind=127.0.0.1", *folders(tmp_path)
+            "server", f"{first},{busy}", "--bind=127.0.0.1", *folders(tmp_path),
+            environment={"PYTHONPATH": f"{tmp_path}:{ROOT}"},
         ) as terminal,
-    ):
+    ):  # fmt: skip
         terminal.wait_for("  next ")
         terminal.wait_for("\n")
         lines = [line for line in terminal.read().splitlines() if not line.startswith("20")]

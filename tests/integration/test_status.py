@@ -53,11 +53,11 @@ def test_json_has_the_promised_fields(pair: TunnelPair, target: int, role: str) 
     with connect(pair.port) as visitor:
         visitor.sendall(b"hello")
         assert receive_exactly(visitor, 5) == b"hello"
-        wait_until(lambda: master.tunnel(pair.port)["visitors"] == 1, 3)
-        wait_until(lambda: master.tunnel(pair.port)["link"]["rtt_ms"] is not None, 6)
+        wait_until(lambda: master.tunnel(pair.port)["visitors"] == 1, 8)
+        wait_until(lambda: 0 < (master.tunnel(pair.port)["link"]["rtt_ms"] or 0) < 1000, 12)
         wait_until(lambda: master.tunnel(pair.port)["cpu"] is not None, 6)
         # A worker writes down what moved when it comes to rest, not byte by byte.
-        wait_until(lambda: master.tunnel(pair.port)["bytes_out"] >= 5, 3)
+        wait_until(lambda: master.tunnel(pair.port)["bytes_out"] >= 5, 8)
         status = by_command(master)
 
     assert status["role"] == role
@@ -80,7 +80,7 @@ def test_json_has_the_promised_fields(pair: TunnelPair, target: int, role: str) 
     os.kill(tunnel["pid"], 0)
     link = tunnel["link"]
     assert link["state"] == "up"
-    assert 0 < link["rtt_ms"] < 1000
+    assert link["rtt_ms"] > 0
     assert link["peer"].startswith("127.0.0.1")
     for text in (status["since"], link["since"]):
         since = datetime.fromisoformat(text)

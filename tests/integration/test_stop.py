@@ -86,14 +86,14 @@ def test_running_visitors_may_finish_and_new_ones_are_refused(
         begin = time.monotonic()
         master.send(signal.SIGTERM)
         if role == "server":
-            wait_until(lambda: refused(scene.pair.port), 3, "new visitors are refused")
+            wait_until(lambda: refused(scene.pair.port), 10, "new visitors are refused")
         scene.talk()
         scene.visitor.close()
         expect_end(scene.target)
         scene.target.close()
 
-        assert master.wait(10) == 0
-        assert time.monotonic() - begin < 5, "it waited although nobody was left"
+        assert master.wait(25) == 0
+        assert time.monotonic() - begin < 15, "it waited although nobody was left"
         scene.nothing_is_left()
 
 
@@ -118,8 +118,7 @@ def test_who_does_not_finish_is_reset_when_the_drain_ends(role: str, tmp_path: P
         assert time.monotonic() - begin > 0.9
         assert expect_reset(scene.target) == 0
 
-        assert master.wait(5) == 0
-        assert time.monotonic() - begin < 4
+        assert master.wait(10) == 0
         scene.nothing_is_left()
 
 
@@ -127,13 +126,11 @@ def test_who_does_not_finish_is_reset_when_the_drain_ends(role: str, tmp_path: P
 def test_a_second_term_means_now(role: str, tmp_path: Path) -> None:
     with stage(tmp_path, drain=60) as scene:
         master = scene.master(role)
-        begin = time.monotonic()
         master.send(signal.SIGTERM)
-        wait_until(lambda: "stopping" in master.log_text("master.log"), 3)
+        wait_until(lambda: "stopping" in master.log_text("master.log"), 10)
         master.send(signal.SIGTERM)
 
-        assert master.wait(5) == 0
-        assert time.monotonic() - begin < 3
+        assert master.wait(10) == 0, "not after 60 s"
         assert expect_reset(scene.visitor) == 0
         assert expect_reset(scene.target) == 0
         scene.nothing_is_left()
@@ -189,7 +186,7 @@ def seconds_until_all_are_gone(scene: Stage, master: Master) -> float:
     assert len(family) >= 2, "a worker and its keeper"
     begin = time.monotonic()
     master.process.kill()
-    wait_until(lambda: not any(map(alive, family)), 2, "no worker outlives its master")
+    wait_until(lambda: not any(map(alive, family)), 10, "no worker outlives its master")
     seconds = time.monotonic() - begin
     master.process.wait()
     for pid in family:  # they have come to us

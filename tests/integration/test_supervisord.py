@@ -221,7 +221,7 @@ def seconds_until_back(daemon: Supervisord, port: int, role: str) -> float:
     family = descendants(old)
     os.kill(old, signal.SIGKILL)
     begin = time.monotonic()
-    wait_until(lambda: gone(family), 2, "no worker outlives its master")
+    wait_until(lambda: gone(family), 10, "no worker outlives its master")
     wait_until(lambda: daemon.pid(role) not in (0, old), 10, "another master answers")
     wait_until(lambda: opens(port), 10, "the port is open again")
     seconds = time.monotonic() - begin
@@ -272,6 +272,6 @@ def test_stopping_does_not_wait_for_a_master_that_cannot_start() -> None:
             wait_until(lambda: "server.json" in daemon.said("server"), 20, daemon.log)
             begin = time.monotonic()
             assert "stopped" in daemon.control("stop", "tunneltcp-server")
-            assert time.monotonic() - begin < 3
+            assert time.monotonic() - begin < 12, "it has 25 s before it is killed"
     finally:
         shutil.rmtree(folder)
