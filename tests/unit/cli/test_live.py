@@ -143,7 +143,7 @@ class TestDisplay:
             console = Console(file=file, force_terminal=True, width=80, height=24)
             display = Display("the title", plain=False, console=console)
             begin = time.monotonic()
-            for number in range(20_000):
+            for number in range(3000):
                 display.say("INFO", f"line {number} " + "x" * 70)
                 display.show(View(at=float(number), tunnels=(tunnel(),)))
             assert len(display._lines) <= 500, "what waits is bounded"

@@ -117,9 +117,9 @@ def test_locate_names_the_nearest_place() -> None:
 def test_making_and_checking_is_fast_enough_for_a_full_link() -> None:
     pattern(1, 0, 1)
     checker = PatternChecker(1)
-    begin = time.perf_counter()
+    begin = time.process_time()
     for index in range(64):
         checker.feed(pattern(1, index << 20, 1 << 20))
-    seconds = time.perf_counter() - begin
+    seconds = time.process_time() - begin
 
     assert seconds < 0.64, f"{64 / seconds:.0f} MB/s"
