@@ -84,6 +84,8 @@ def test_the_other_tunnel_notices_nothing(pair: TunnelPair, load: Load) -> None:
         wait_until(lambda: load.stats("beside").down > 1_000_000)
         pair.relay.reset()
         seconds_until_echo(pair.port)
+        down = load.stats("beside").down
+        wait_until(lambda: load.stats("beside").down > down)
         stats = load.end("beside")
         assert stats.bad == 0, stats.errors
         return stats.max_gap

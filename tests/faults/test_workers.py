@@ -80,6 +80,8 @@ def test_a_killed_worker_is_one_tunnels_trouble(
             assert tunnel["last_exit"]["signal"] == "SIGKILL"
             pair.wait_links()
             for name, found in gaps.items():
+                down = load.stats(name).down
+                wait_until(lambda name=name, down=down: load.stats(name).down > down)  # type: ignore[misc]
                 found.append(load.stats(name).max_gap)
     finally:
         stats = {name: load.end(name) for name in ("second", "third", "killed", "newcomers")}
