@@ -199,7 +199,8 @@ def test_a_tunnel_stopped_between_two_workers_lets_its_visitors_go(
                 assert serves(visitor)
                 wait_until(waits, 20, "it is waited with")
                 state = ask(server.run_dir, {"op": "stop", "port": port})["state"]
-                expect_reset(visitor)
+                if state == "stopped":
+                    expect_reset(visitor)
             wait_until(lambda: not keepers(server.pid, port), 10, "no keeper is left")
             ask(server.run_dir, {"op": "start", "port": port})
             pair.wait_links()
