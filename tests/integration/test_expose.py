@@ -141,7 +141,7 @@ def ports() -> list[int]:
 def server(ports: list[int], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Master]:
     config = {
         "tunnels": [{"remote_port": port} for port in ports],
-        "hold": 3,
+        "hold": 10,
         "resume_grace": 0,
     }
     with Master("server", config, tmp_path_factory.mktemp("server")) as running:
@@ -158,7 +158,7 @@ def _link_gone_before(server: Master, ports: list[int]) -> None:
         tunnel = server.tunnel(port)
         return tunnel["link"]["state"] == "down" and not tunnel["visitors"]
 
-    wait_until(lambda: all(map(is_alone, ports)), 10)
+    wait_until(lambda: all(map(is_alone, ports)), 15)
 
 
 def echo(port: int, data: bytes = b"hello") -> None:
@@ -475,7 +475,7 @@ class TestSeveralTunnels:
         ):
             visitor.sendall(b"x")
             assert receive_exactly(visitor, 1)
-            wait_until(lambda: server.link_up(ports[1]), 5)
+            wait_until(lambda: server.link_up(ports[1]))
             it.process.send_signal(signal.SIGINT)
             it.wait_for("ending: 1 visitor ")
             assert it.end(timeout=4) == 0, "and not after 5 s"
