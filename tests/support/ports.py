@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 __all__ = ["Ports", "free_port", "free_ports", "reserved_port"]
 
@@ -30,7 +30,7 @@ _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 class Ports:
     """Gives out ports that nobody uses and no other test run will take."""
 
-    def __init__(self, lock_file: Path, candidates: range) -> None:
+    def __init__(self, lock_file: Path, candidates: Sequence[int]) -> None:
         self._lock_file = lock_file
         self._candidates = candidates
         self._fd = -1

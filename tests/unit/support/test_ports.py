@@ -36,13 +36,12 @@ def test_a_port_in_use_is_passed_over(tmp_path: Path, family: int, host: str) ->
 
 
 def test_two_processes_never_get_the_same_port(tmp_path: Path) -> None:
-    first = free_port()
-    candidates = range(first, first + 4)
+    candidates = free_ports(4)  # nobody beside binds one of them meanwhile
     ours = Ports(tmp_path / "locks", candidates)
     mine = {ours.take(), ours.take()}
     code = (
         "import sys; from pathlib import Path; from tests.support.ports import Ports\n"
-        f"ports = Ports(Path(sys.argv[1]), range({first}, {first + 4}))\n"
+        f"ports = Ports(Path(sys.argv[1]), {candidates})\n"
         "print(ports.take(), ports.take())"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "locks")]
