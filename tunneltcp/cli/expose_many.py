@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
@@ -34,6 +34,7 @@ from tunneltcp.cli.live import (
     ended_line,
     ending_line,
 )
+from tunneltcp.cli.log_reader import LogReader
 from tunneltcp.config.model import DEFAULT_DRAIN_SECONDS
 from tunneltcp.errors import ExitCode, TunnelError
 
@@ -43,16 +44,13 @@ if TYPE_CHECKING:
     from tunneltcp.cli.expose import Exposure
     from tunneltcp.cli.expose_token import FoundToken
 
-__all__ = ["MasterLog", "run_many"]
+__all__ = ["run_many"]
 
 STOP_SECONDS: Final = 10.0
 """Beyond the drain: then the master is killed, and its workers with it."""
 
 SHOWN_VISITORS: Final = 50
 """No terminal shows more, and asking for more would cost the workers something."""
-
-MAX_LOG_BYTES: Final = 64 * 1024
-"""Read from the log at one look."""
 
 _ANSWER_SECONDS: Final = 2.0
 _PR_SET_PDEATHSIG: Final = 1
@@ -103,7 +101,7 @@ class _Master:
     ) -> None:
         self._folder = folder
         self._exposure = exposure
-        self._log = MasterLog(folder / "log/master.log")
+        self._log = LogReader(folder / "log/master.log")
         self._kill_at = 0.0
         self._ending = False
         self._view = View(at=0.0, tunnels=())
@@ -198,43 +196,6 @@ class _Master:
         port, text = record["fields"].get("tunnel"), record["message"]
         if record["level"] in _LOUD or (port and text.startswith(("link ", "the target "))):
             display.say(record["level"], f"{port}: {text}" if port else text)
-
-
-class MasterLog:
-    """A master's log: what came since the last look, also when it was rotated meanwhile."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: BinaryIO | None = None
-        self._begun = b""
-        """The beginning of a line that is not all there yet."""
-
-    def new_lines(self) -> list[bytes]:
-        """Return whole lines; what is too much for one look comes with the next."""
-        data = self._rest()
-        with suppress(OSError):  # there is none yet, or it is being rotated
-            if len(data) < MAX_LOG_BYTES and self._is_another():
-                data += self._rest()  # what came before it was rotated
-                following = self._path.open("rb")
-                self.close()
-                self._file = following
-                data += self._rest()
-        *lines, self._begun = (self._begun + data).split(b"\n")
-        return lines
-
-    def close(self) -> None:
-        """Let go of the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def _rest(self) -> bytes:
-        return b"" if self._file is None else self._file.read(MAX_LOG_BYTES)
-
-    def _is_another(self) -> bool:
-        if self._file is None:
-            return True
-        return not os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
 
 
 def _config(exposure: Exposure) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from tunneltcp.config.fields import is_file_name
 from tunneltcp.config.state import state_base
 from tunneltcp.errors import ConfigError, MasterRunning
 
@@ -110,7 +111,7 @@ def make_folders(folders: Folders) -> None:
     """
     problems = []
     for option, path in (("state", folders.state), ("run", folders.run), ("log", folders.log)):
-        if not _is_text(path):  # it could stand neither in an answer nor in a line of the log
+        if not is_file_name(str(path)):  # no answer and no line of the log could hold it
             named = f"folder {str(path)!a} cannot be used"
             problems.append(f"{named}: its name is not UTF-8; see --{option}-dir")
             continue
@@ -130,13 +131,6 @@ def make_folders(folders: Folders) -> None:
             problems.append(f"folder {path} cannot be used: {text}; see --{option}-dir")
     if problems:
         raise ConfigError(problems)
-
-
-def _is_text(path: Path) -> bool:
-    try:
-        return bool(str(path).encode())
-    except UnicodeEncodeError:
-        return False
 
 
 def make_log_folder(folders: Folders, user: str, run_as: tuple[int, int] | None) -> None:

@@ -104,7 +104,7 @@ class Windows:
             window = left // 2
         if window > USUAL_WINDOW_BYTES:
             window = USUAL_WINDOW_BYTES
-        if self.heirs:
+        if self.heirs > 0:
             window = min(window, left - self.heirs * least)
         if window < least:
             window = least

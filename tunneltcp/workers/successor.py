@@ -42,7 +42,6 @@ from tunneltcp.workers.known import unpack_known
 from tunneltcp.workers.owner import unpack_owner
 from tunneltcp.workers.server import ServerWorker
 from tunneltcp.workers.visitor_relay import VisitorRelay
-from tunneltcp.workers.visitors import Visitor
 
 if TYPE_CHECKING:
     from tunneltcp.control.context import WorkerContext
@@ -249,12 +248,6 @@ class _Successor(Worker):
             stream.store_cookie(0)
         return stream
 
-    def came(self, stream: Stream) -> float:
-        """Return when a visitor came, on the loop's clock; what cannot be is taken for now."""
-        now = self.loop.now
-        came = self.memory.table.came(stream.record)
-        return now if came is None else min(came, now)
-
     # ------------------------------------------------------------ what a side adds
 
     def restore(self) -> None:
@@ -296,8 +289,8 @@ class ServerSuccessor(_Successor, ServerWorker):
             relay = Relay(self.loop, sock, self.on_visitor_over)
         else:  # it has not spoken yet
             relay = VisitorRelay(self, sock, peer)
-        where = format_address(peer)
-        self._relays[relay] = Visitor(stream.id, where, self.came(stream), relay)
+        table = self.memory.table
+        self._relays[relay] = self.visitors.go_on(format_address(peer), relay, table, stream)
         stream.endpoint = relay
         relay.go_on(stream)
 
@@ -331,8 +324,9 @@ class ClientSuccessor(_Successor, ClientWorker):
         relay.go_on(stream)
 
     def _register(self, relay: Relay, stream: Stream) -> None:
-        address = unpack_address(self.memory.table.address(stream.record))
-        self._relays[relay] = Visitor(stream.id, address, self.came(stream), relay)
+        table = self.memory.table
+        address = unpack_address(table.address(stream.record))
+        self._relays[relay] = self.visitors.go_on(address, relay, table, stream)
         stream.endpoint = relay
 
     def connect(self, stream: Stream) -> None:

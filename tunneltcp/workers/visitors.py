@@ -90,6 +90,13 @@ class Visitors:
         table.set_came(stream.record, self._loop.now)
         return Visitor(stream.id, came_from, self._loop.now, relay)
 
+    def go_on(
+        self, came_from: object, relay: Relay, table: StreamTable, stream: Stream
+    ) -> Visitor:
+        """Return one whom a worker before us had; a time that cannot be is taken for now."""
+        now, came = self._loop.now, table.came(stream.record)
+        return Visitor(stream.id, came_from, now if came is None else min(came, now), relay)
+
     def totals(self, visitor: Visitor) -> tuple[int, int]:
         """Return the bytes from the visitor towards the target, and back."""
         relay = visitor.relay

@@ -113,3 +113,12 @@ def script_master(base):
     yield start
     for master in running:
         master.stop()
+
+
+@pytest.fixture
+def base_of_states(tmp_path, monkeypatch):
+    """Where this user keeps things."""
+    folder = tmp_path / "states"
+    for module in ("cli.login", "cli.servers_here", "cli.token", "config.token_files"):
+        monkeypatch.setattr(f"tunneltcp.{module}.state_base", lambda: folder)
+    return folder

@@ -22,15 +22,6 @@ def log_in(*words, token=TOKEN):
 
 
 @pytest.fixture
-def base_of_states(tmp_path, monkeypatch):
-    """Where this user keeps things."""
-    folder = tmp_path / "states"
-    for module in ("cli.login", "config.token_files"):
-        monkeypatch.setattr(f"tunneltcp.{module}.state_base", lambda: folder)
-    return folder
-
-
-@pytest.fixture
 def client(script_master, base_of_states):
     """A client of that server that runs here, with what it keeps below the usual place."""
     status = a_status(

@@ -16,6 +16,7 @@ from tests.support.service import ROOT
 from tests.support.wait import wait_until
 from tests.unit.cli.conftest import a_status, a_tunnel
 from tunneltcp.cli import logs as cli_logs
+from tunneltcp.cli.log_reader import LogReader
 from tunneltcp.cli.main import main
 from tunneltcp.log import _RotatedFile
 
@@ -112,7 +113,7 @@ def test_nothing_is_missed_or_doubled_while_files_rotate(tmp_path_factory, burst
     path = tmp_path_factory.mktemp("log") / "a.log"
     writer = _RotatedFile(path, 60, 4)
     writer.write_line(b"begin\n")
-    reader = cli_logs._Reader(path)
+    reader = LogReader(path)
     seen = reader.last_lines(1)
     number = 0
     for burst in bursts:
@@ -126,9 +127,21 @@ def test_nothing_is_missed_or_doubled_while_files_rotate(tmp_path_factory, burst
     writer.close()
 
 
+def test_one_that_is_not_there_yet_is_read_from_its_beginning(tmp_path):
+    """As that of a master which starts; it may be rotated before the first look."""
+    path = tmp_path / "master.log"
+    reader = LogReader(path)
+    assert reader.new_lines() == []
+    path.write_text("one\n")
+    path.rename(tmp_path / "master.log.1")
+    path.write_text("two\n")
+    assert reader.new_lines() + reader.new_lines() == [b"one", b"two"]
+    reader.close()
+
+
 def test_half_a_line_is_not_shown_before_it_is_whole(folder):
     path = folder / "master.log"
-    reader = cli_logs._Reader(path)
+    reader = LogReader(path)
     with path.open("ab") as file:
         file.write(b"half")
         file.flush()
@@ -142,7 +155,7 @@ def test_half_a_line_is_not_shown_before_it_is_whole(folder):
 
 def test_a_log_that_was_emptied_is_read_from_its_beginning(folder):
     path = folder / "master.log"
-    reader = cli_logs._Reader(path)
+    reader = LogReader(path)
     reader.last_lines(1)
     os.truncate(path, 0)
     path.write_text("new\n")

@@ -23,15 +23,6 @@ def a_server(state, **values):
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch):
-    """Where the tokens of this user lie by default."""
-    folder = tmp_path / "home"
-    for module in ("servers_here", "token"):
-        monkeypatch.setattr(f"tunneltcp.cli.{module}.state_base", lambda: folder)
-    return folder
-
-
-@pytest.fixture
 def state(tmp_path):
     folder = tmp_path / "state"
     folder.mkdir()
@@ -42,13 +33,13 @@ def state(tmp_path):
 class TestWhoPlaysAServer:
     """Anybody may in a folder of his own, and root is told of all folders."""
 
-    def test_is_not_believed_by_root(self, script_master, home, state):
+    def test_is_not_believed_by_root(self, script_master, base_of_states, state):
         require_root()
         stranger = script_master(user=NOBODY, status=[a_server(state)])
         done = run()
         assert (done.exit_code, done.stdout) == (1, "")
-        assert f"there is no token in {home}/server" in done.stderr
-        assert servers_here() == [home / "server"]
+        assert f"there is no token in {base_of_states}/server" in done.stderr
+        assert servers_here() == [base_of_states / "server"]
         assert stranger.heard(status=True) == []
 
     def test_is_believed_where_he_is_named(self, script_master, state):
@@ -57,10 +48,10 @@ class TestWhoPlaysAServer:
         done = run("--run-dir", named.folder)
         assert (done.exit_code, done.stdout.split()) == (0, token_files.own_tokens(state))
 
-    def test_a_server_of_ours_is_found(self, script_master, home, state):
+    def test_a_server_of_ours_is_found(self, script_master, base_of_states, state):
         script_master(status=[a_server(state)])
         assert run().stdout.split() == token_files.own_tokens(state)
-        assert servers_here() == [state, home / "server"]
+        assert servers_here() == [state, base_of_states / "server"]
 
 
 class TestAServerNamedByItsStateFolder:
