@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import pwd
 import socket
-import struct
 import sys
 import time
 from contextlib import suppress
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import click
 
 from tunneltcp.control.codec import FrameDecoder, encode_frame
+from tunneltcp.control.peer import peer_uid
 from tunneltcp.errors import ControlChannelError, ExitCode, TunnelError
 from tunneltcp.master.folders import (
     CONTROL_SOCKET,
@@ -192,7 +192,7 @@ def ask(
             deadline = time.monotonic() + seconds
             connection.settimeout(seconds)
             connection.connect(address)
-            if own and _peer_uid(connection) != os.geteuid():
+            if own and peer_uid(connection) != os.geteuid():
                 text = "is not run by this user; --run-dir asks it all the same"
                 raise NotAllowed(f"the master in {run_folder} {text}")
             connection.sendall(encode_frame(request))
@@ -205,12 +205,6 @@ def ask(
         raise TunnelError(f"the master in {run_folder} hung up") from error
     except (OSError, ControlChannelError) as error:
         raise TunnelError(f"the master in {run_folder} does not answer: {error}") from error
-
-
-def _peer_uid(connection: socket.socket) -> int:
-    """Return who listens at the other end: the kernel noted it when he began to."""
-    packed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    return int(struct.unpack("iii", packed)[1])
 
 
 def _receive(connection: socket.socket, deadline: float) -> dict[str, Any]:

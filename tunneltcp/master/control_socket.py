@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from loguru import logger
 
 from tunneltcp.control.codec import FrameDecoder, encode_frame
+from tunneltcp.control.peer import peer_uid
 from tunneltcp.errors import ControlChannelError
 from tunneltcp.log import Throttle
 from tunneltcp.master.folders import short_address
@@ -129,7 +129,7 @@ class ControlSocket:
             self._loop.call_later(_PAUSE_SECONDS, self.resume)
             return
         connection.setblocking(False)
-        uid = _peer_uid(connection)
+        uid = peer_uid(connection)
         if len(self._connections) >= _MAX_CONNECTIONS or uid not in (0, os.geteuid()):
             self._complain("refused a connection of user {}", uid)
             connection.close()
@@ -141,11 +141,6 @@ class ControlSocket:
     def _complain(self, text: str, detail: object) -> None:
         if self._throttle.admit(text, self._loop.now) is not None:
             logger.warning("control socket: " + text, detail)
-
-
-def _peer_uid(connection: socket.socket) -> int:
-    packed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    return int(struct.unpack("iii", packed)[1])
 
 
 class _Connection:
