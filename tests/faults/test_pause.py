@@ -244,8 +244,10 @@ def again_megabytes(master: Master, port: int) -> float:
 
 
 def test_full_rings_both_ways(world: World, load: Load) -> None:
-    """Each side has megabytes to send again, and reads what the other one sends.
+    """Each side has much to send again, and reads what the other one sends.
 
+    How much is what a link keeps on its way: the rate times 0.1 s. A machine that is just fast
+    enough for what is waited for has 0.3 MB.
     ``tests/property/test_cut_everywhere.py`` has rings that are full to the last byte.
     """
     relay = world.pair.relays[world.pattern]
@@ -267,8 +269,8 @@ def test_full_rings_both_ways(world: World, load: Load) -> None:
     stats = load.end("full")
 
     assert stats.bad == 0, stats.errors
-    assert again_megabytes(world.pair.server, world.pattern) > 1
-    assert again_megabytes(world.pair.client, world.pattern) > 1
+    assert again_megabytes(world.pair.server, world.pattern) > 0.2
+    assert again_megabytes(world.pair.client, world.pattern) > 0.2
 
 
 @pytest.mark.parametrize("direction", ["up", "down"] if is_long() else ["up"])
