@@ -244,10 +244,9 @@ def again_megabytes(master: Master, port: int) -> float:
 
 
 def test_full_rings_both_ways(world: World, load: Load) -> None:
-    """Each side has much to send again, and reads what the other one sends.
+    """Much is to be sent again, and each side reads what the other one sends meanwhile.
 
-    How much is what a link keeps on its way: the rate times 0.1 s. A machine that is just fast
-    enough for what is waited for has 0.3 MB.
+    How much of it is whose is chance: one direction may have been the faster one just then.
     ``tests/property/test_cut_everywhere.py`` has rings that are full to the last byte.
     """
     relay = world.pair.relays[world.pattern]
@@ -269,8 +268,8 @@ def test_full_rings_both_ways(world: World, load: Load) -> None:
     stats = load.end("full")
 
     assert stats.bad == 0, stats.errors
-    assert again_megabytes(world.pair.server, world.pattern) > 0.2
-    assert again_megabytes(world.pair.client, world.pattern) > 0.2
+    sides = (world.pair.server, world.pair.client)
+    assert sum(again_megabytes(side, world.pattern) for side in sides) > 2
 
 
 @pytest.mark.parametrize("direction", ["up", "down"] if is_long() else ["up"])
